@@ -1,0 +1,1 @@
+"""Tells Postfix which recipient domains the e-mail platform owns."""

@@ -1,0 +1,163 @@
+"""The command `mx-validator`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from mx_validator import log, service
+from mx_validator.config import (
+    DEFAULT_LOG_LEVEL,
+    DEFAULT_PATH,
+    ConfigError,
+    read_api_key,
+    read_config,
+)
+from mx_validator.listener import AlreadyRunningError
+from mx_validator.protocol import ProtocolError, format_attributes, parse_reply
+from mx_validator.verdict import Verdict
+
+CHECK_SECONDS = 10.0  # the daemon itself answers within 8 s
+MAX_REPLY_BYTES = 65536  # a reply has 100; more is no daemon of ours
+
+_EXIT_CODES = {
+    Verdict.ALLOW.value: os.EX_OK,
+    Verdict.DENY.value: 1,
+    Verdict.DEFER.value: os.EX_TEMPFAIL,
+}
+
+_ORIGINS = {
+    "memory": "; from memory, {age_seconds} s old",
+    "platform": "; asked just now",
+    "malformed": "",
+    "deadline": "",
+    "error": "",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with the exit code that sysexits.h has for wrong usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with `arguments`, or those of the process, and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "serve":
+            return _serve(options.config)
+        if options.command == "check":
+            return _check(options.domain, options.config)
+        return _check_config(options.file)
+    except ConfigError as error:
+        return _fail(os.EX_CONFIG, str(error))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="mx-validator",
+        description="Tells Postfix which recipient domains the e-mail platform owns.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    config = _Parser(add_help=False)
+    config.add_argument(
+        "--config",
+        type=Path,
+        default=DEFAULT_PATH,
+        metavar="FILE",
+        help="configuration file (%(default)s)",
+    )
+    serve = "answer Postfix until SIGTERM; SIGHUP reads configuration and API key again"
+    commands.add_parser("serve", parents=[config], help=serve, description=serve)
+    check = "ask the running daemon about a domain"
+    check_parser = commands.add_parser(
+        "check",
+        parents=[config],
+        help=check,
+        description=f"{check}. Exit code: 0 ALLOW, 1 DENY, 75 DEFER, 69 daemon not reachable,"
+        " 78 configuration not usable, 64 wrong usage.",
+    )
+    check_parser.add_argument("domain", metavar="DOMAIN")
+    check_config = "check a configuration file before it is put in place"
+    check_config_parser = commands.add_parser(
+        "check-config",
+        help=check_config,
+        description=f"{check_config}, and the API key it names. The key's file may not exist yet:"
+        " then it is not looked at, whereas `serve` does not start without it.",
+    )
+    check_config_parser.add_argument("file", type=Path, metavar="FILE")
+    return parser
+
+
+def _serve(path: Path) -> int:
+    log.set_up(DEFAULT_LOG_LEVEL)
+    service.allow_open_files()
+    try:
+        asyncio.run(service.run(path))
+        code = os.EX_OK
+    except ConfigError as error:
+        logger.critical("%s", error)
+        code = os.EX_CONFIG
+    except (AlreadyRunningError, OSError) as error:
+        logger.critical("cannot serve: %s", error)
+        code = os.EX_CANTCREAT
+    logging.shutdown()
+    # Not by return: the interpreter would wait for a thread that sits in a DNS lookup.
+    os._exit(code)
+
+
+def _check(domain: str, path: Path) -> int:
+    place = read_config(path).socket
+    question = format_attributes({"request": "mx_validator_check", "domain": domain})
+    try:
+        answer = parse_reply(_exchange(place, question))
+        code = _EXIT_CODES[answer["verdict"]]
+        origin = _ORIGINS[answer["source"]].format(**answer)
+        text = f"{answer['verdict']} ({answer['reason']}{origin})"
+    except (OSError, ProtocolError, LookupError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return _fail(os.EX_UNAVAILABLE, f"no answer from the daemon on {place}: {reason}")
+    print(f"{domain if domain.isprintable() else ascii(domain)}: {text}")  # noqa: T201
+    return code
+
+
+def _exchange(place: Path, question: bytes) -> bytes:
+    """Return the reply to one question, or what there is of it when the daemon closes."""
+    deadline = time.monotonic() + CHECK_SECONDS
+    reply = b""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(CHECK_SECONDS)
+        connection.connect(str(place))
+        connection.sendall(question)
+        while not reply.endswith(b"\n\n") and len(reply) < MAX_REPLY_BYTES:
+            # Zero would mean not to wait at all, and to fail with another error.
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = connection.recv(MAX_REPLY_BYTES)
+            if not data:
+                break
+            reply += data
+    return reply
+
+
+def _check_config(path: Path) -> int:
+    config = read_config(path)
+    if config.api_key_file.exists():
+        read_api_key(config.api_key_file)
+    return os.EX_OK
+
+
+def _fail(code: int, text: str) -> int:
+    print(f"mx-validator: {text}", file=sys.stderr)  # noqa: T201
+    return code

@@ -1,0 +1,334 @@
+"""Asks the platform who owns a domain: `GET /api/v1/inbound-relay-domain-check?domain=DOMAIN`.
+
+`requests` blocks and knows no deadline for a whole answer: its timeouts begin anew with every byte.
+So it runs in a few threads, and when a question's time is up, its socket is shut down from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import http.cookiejar
+import json
+import logging
+import socket
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from mx_validator.verdict import Answer, Verdict
+
+CHECK_PATH = "api/v1/inbound-relay-domain-check"
+THREADS = 8  # questions at a time; memory answers nearly all, and the platform is to be spared
+# From the question to its end, waiting for a thread included. Longer than Postfix is kept waiting:
+# a verdict that comes too late for one sender is in memory for the next.
+QUESTION_SECONDS = 12.0
+CONNECT_SECONDS = 3.0  # for each address of the platform's host
+MAX_BODY_BYTES = 65536  # a verdict has 100; what is larger is no verdict
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What one question to the platform came to."""
+
+    verdict: Verdict
+    reason: str
+    key_refused: bool = False
+
+
+def judge(status: int, body: bytes) -> Outcome:
+    """Return what an HTTP answer of the platform means. Only two shapes are a verdict."""
+    if status == 200:
+        if _says_success(body):
+            return Outcome(Verdict.ALLOW, "platform says yes")
+        return Outcome(Verdict.DEFER, "platform answered 200 without Success: true")
+    if status == 500:
+        # Precisely this is the platform's "not mine"; every other 500 is an accident of its own.
+        if body.strip(b" \t\r\n") == b"{}":
+            return Outcome(Verdict.DENY, "platform says no")
+        return Outcome(Verdict.DEFER, "platform answered 500 with something else than {}")
+    if status in {401, 403}:
+        return Outcome(Verdict.DEFER, f"API key refused ({status})", key_refused=True)
+    return Outcome(Verdict.DEFER, f"platform answered {status}")
+
+
+def _says_success(body: bytes) -> bool:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("Success") is True
+
+
+class _Call:
+    """One question under way: the handle by which its socket is reached from another thread."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.on_new_connection = False
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def watch(self, connection: socket.socket) -> None:
+        """Tie the question to a connection. Raises OSError if its time is up."""
+        with self._lock:
+            self._release()
+            if self.ended:
+                raise TimeoutError
+            # A descriptor of our own: TLS takes the original out of the socket object it was in,
+            # and the number of a closed one soon belongs to another connection.
+            self._socket = socket.fromfd(connection.fileno(), connection.family, connection.type)
+
+    def let_go(self) -> None:
+        """Leave the connection to the next question."""
+        with self._lock:
+            self._release()
+
+    def end(self) -> None:
+        """Let whatever the question waits for fail now; harmless if it waits for nothing."""
+        with self._lock:
+            self.ended = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):  # the platform may have closed it already
+                    self._socket.shutdown(socket.SHUT_RDWR)
+            self._release()
+
+    def _release(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class _Current(threading.local):
+    """The question that the running thread works on: urllib3 offers no way to hand it down."""
+
+    call: _Call
+
+
+_current = _Current()
+
+
+class _Watched(HTTPConnection):
+    """Ties each new connection, and each one that is used again, to the current question."""
+
+    def _new_conn(self) -> Any:  # noqa: ANN401 - urllib3's versions differ in the type
+        _current.call.on_new_connection = True
+        connection = super()._new_conn()
+        try:
+            _current.call.watch(connection)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def putrequest(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on unread
+        if self.sock is not None:
+            _current.call.watch(self.sock)
+        super().putrequest(*args, **kwargs)
+
+
+class _WatchedTLS(_Watched, HTTPSConnection):
+    """The same for https."""
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Watched
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _WatchedTLS
+
+
+class _Adapter(HTTPAdapter):
+    """An adapter of such connections."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on unread
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+class _Session(requests.Session):
+    """A session that never looks at where a redirect leads, nor reads its body to find out."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - the base's signature
+        return None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whom to ask, and with what."""
+
+    url: str  # ends with a slash
+    api_key: str
+    api_key_file: Path  # named in the log when the key is refused
+    ca_file: Path
+
+
+class PlatformClient:
+    """Puts questions to the platform. Belongs to one event loop; `close()` it at the end."""
+
+    def __init__(self, target: Target, question_seconds: float = QUESTION_SECONDS) -> None:
+        self._question_seconds = question_seconds
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="platform")
+        self._calls: set[_Call] = set()
+        self._trouble: str | None = None
+        self._target = target
+        self._session = _session(target)
+
+    def set_target(self, target: Target) -> None:
+        """Ask `target` from the next question on."""
+        # Closing would break a question under way; then the idle connections are left to go with
+        # the last reference to their session.
+        if not self._calls:
+            self._session.close()
+        self._target = target
+        self._session = _session(target)
+
+    def close(self) -> None:
+        """End the questions under way. Their threads end too, except one inside a DNS lookup."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for call in self._calls:
+            call.end()
+        self._session.close()
+
+    async def ask(self, domain: str) -> Answer:
+        """Return the platform's verdict on a normalised domain; DEFER if it gives none in time."""
+        call = _Call()
+        self._calls.add(call)
+        try:
+            loop = asyncio.get_running_loop()
+            url = self._target.url + CHECK_PATH
+            question = loop.run_in_executor(
+                self._threads, self._fetch, call, self._session, url, domain
+            )
+            done, _ = await asyncio.wait({question}, timeout=self._question_seconds)
+            if done:
+                outcome = question.result()
+            else:
+                question.cancel()
+                outcome = Outcome(Verdict.DEFER, f"no answer within {self._question_seconds:g} s")
+        finally:
+            call.end()
+            self._calls.discard(call)
+        self._report(outcome)
+        return Answer(outcome.verdict, outcome.reason, "platform")
+
+    def _fetch(self, call: _Call, session: requests.Session, url: str, domain: str) -> Outcome:
+        """Runs in one of the threads."""
+        _current.call = call
+        try:
+            return self._get(call, session, url, domain)
+        except requests.exceptions.SSLError as error:
+            return Outcome(Verdict.DEFER, f"TLS to the platform failed: {_cause(error)}")
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            OSError,
+        ) as error:
+            return Outcome(Verdict.DEFER, f"no answer from the platform: {_cause(error)}")
+        finally:
+            call.let_go()
+
+    def _get(self, call: _Call, session: requests.Session, url: str, domain: str) -> Outcome:
+        # The platform may have closed idle connections that wait here for their next use. Each try
+        # takes one of them away, so that the last one is sure to be on a new connection.
+        for _ in range(THREADS):
+            call.on_new_connection = False
+            try:
+                return self._get_once(session, url, domain)
+            except requests.ConnectionError as error:
+                if call.ended or call.on_new_connection or not _broke_unanswered(error):
+                    raise
+        return self._get_once(session, url, domain)
+
+    def _get_once(self, session: requests.Session, url: str, domain: str) -> Outcome:
+        with session.get(
+            url,
+            params={"domain": domain},
+            # Only for when nobody ends the question: that comes first, and covers all of it.
+            timeout=(CONNECT_SECONDS, self._question_seconds + 1),
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            body = response.raw.read(MAX_BODY_BYTES + 1, decode_content=False)
+            if len(body) > MAX_BODY_BYTES:
+                reason = (
+                    f"platform answered {response.status_code} with over {MAX_BODY_BYTES} bytes"
+                )
+                return Outcome(Verdict.DEFER, reason)
+            # urllib3 1.26 takes a body that was cut short for a whole one.
+            if response.headers.get("Content-Length", str(len(body))) != str(len(body)):
+                return Outcome(Verdict.DEFER, "platform's answer was cut short")
+            return judge(response.status_code, body)
+
+    def _report(self, outcome: Outcome) -> None:
+        """Log when the platform begins and when it ceases to give verdicts, not every time."""
+        if outcome.verdict is not Verdict.DEFER:
+            if self._trouble is not None:
+                logger.info("the platform gives verdicts again")
+            self._trouble = None
+            return
+        trouble = "key" if outcome.key_refused else "away"
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
+        if outcome.key_refused:
+            logger.error(
+                "%s: put the right one into %s and send this process a SIGHUP; until then only"
+                " domains in memory are allowed",
+                outcome.reason,
+                self._target.api_key_file,
+            )
+        else:
+            logger.warning(
+                "the platform gives no verdict (%s); domains not in memory are deferred",
+                outcome.reason,
+            )
+
+
+def _session(target: Target) -> requests.Session:
+    session = _Session()
+    # Nothing from the environment: a .netrc would replace the key, a proxy would get to see it.
+    session.trust_env = False
+    session.verify = str(target.ca_file)
+    session.headers.update(
+        {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Authorization": f"Bearer {target.api_key}",
+            "User-Agent": "mx-validator",
+        }
+    )
+    # A session cookie would make PHP answer our parallel questions one after the other.
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    adapter = _Adapter(pool_maxsize=THREADS)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+def _broke_unanswered(error: requests.ConnectionError) -> bool:
+    """Whether the connection ended where the answer should have begun."""
+    return bool(error.args) and isinstance(error.args[0], urllib3.exceptions.ProtocolError)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error's own words: requests wraps it three times, object addresses included."""
+    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = inner
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

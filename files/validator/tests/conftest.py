@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from platform_stub import PlatformStub, StubClient
+
+SOURCE = Path(__file__).parent.parent / "src"
+API_KEY = "Zm9vYmFy-the-key-0123456789"
+PATIENCE = 20.0  # seconds until a test gives up; nothing takes that long unless it is broken
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds."""
+    ends = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.01)
+
+
+async def eventually_async(condition: Callable[[], object]) -> None:
+    """The same, while the event loop goes on."""
+    ends = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < ends, "it did not happen"
+        await asyncio.sleep(0.01)
+
+
+class FakeClock:
+    """A clock that is moved by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def _logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(logging.DEBUG, "mx_validator"):
+        yield
+
+
+@dataclass
+class Stub:
+    """A running stub of the platform, and the client that tells it what to say."""
+
+    url: str
+    client: StubClient
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    server = PlatformStub(API_KEY)
+    server.start()
+    yield Stub(server.url, StubClient(server.control_url))
+    server.state.reset()
+    server.stop()
+
+
+def request_for(recipient: str) -> bytes:
+    """A request as Postfix 3.7 sends it, shortened."""
+    return (
+        "request=smtpd_access_policy\nprotocol_state=RCPT\nprotocol_name=ESMTP\n"
+        "client_address=192.0.2.1\nclient_name=unknown\nhelo_name=mail.example.org\nsender=\n"
+        f"recipient={recipient}\nrecipient_count=0\nqueue_id=\ninstance=1a2b.5f3c.0\nsize=0\n"
+        "policy_context=\n\n"
+    ).encode("utf-8", "surrogateescape")
+
+
+OK = b"action=OK\n\n"
+DUNNO = b"action=DUNNO\n\n"
+RETRY = b"action=451 4.4.3 This domain cannot be checked right now, please try again later\n\n"
+
+
+@dataclass
+class Daemon:
+    """The daemon as its own process, in a directory of its own."""
+
+    directory: Path
+    url: str
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.socket = self.directory / "policy"
+        self.config = self.directory / "mx-validator.conf"
+        self.key = self.directory / "key"
+        self.log_file = self.directory / "log"
+        self.key.write_text(f"{API_KEY}\n")
+        self.configure()
+
+    def configure(self, level: str = "debug", **changes: object) -> None:
+        values = {"url": self.url, "allow_ttl_seconds": 300, "deny_ttl_seconds": 60, **changes}
+        self.config.write_text(
+            f"[platform]\nurl = {values['url']}\napi_key_file = {self.key}\n"
+            f"[memory]\nallow_ttl_seconds = {values['allow_ttl_seconds']}\n"
+            f"deny_ttl_seconds = {values['deny_ttl_seconds']}\n"
+            f"[server]\nsocket = {self.socket}\n[log]\nlevel = {level}\n"
+        )
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+    def start(self) -> None:
+        seen = self.log.count("listening on")
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(self.command("serve"), stderr=log, env=self.environ)
+        eventually(lambda: self.log.count("listening on") > seen)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "mx_validator", *arguments, "--config", str(self.config)]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(SOURCE), **self.environment}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            env=self.environ,
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        assert self.process is not None
+        return self.process.wait(PATIENCE)
+
+    def connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(PATIENCE)
+        try:
+            connection.connect(str(self.socket))
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def ask(self, recipient: str) -> bytes:
+        with self.connect() as connection:
+            connection.sendall(request_for(recipient))
+            return read_reply(connection)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            assert self.wait() == 0
+
+
+def read_reply(connection: socket.socket) -> bytes:
+    """One reply, or what came until the other side closed."""
+    reply = b""
+    while not reply.endswith(b"\n\n") and (data := connection.recv(4096)):
+        reply += data
+    return reply
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, stub: Stub) -> Iterator[Daemon]:
+    daemon = Daemon(tmp_path, stub.url)
+    yield daemon
+    daemon.stop()
+    assert API_KEY not in daemon.log

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import PATIENCE, Daemon, Stub
+from mx_validator import cli, service
+
+
+def test_check(daemon: Daemon, stub: Stub) -> None:
+    stub.client.answer("yes.example", "allow")
+    stub.client.answer("away.example", "bad_gateway")
+    daemon.start()
+    for domain, code, text in (
+        ("yes.example", 0, "ALLOW (platform says yes; asked just now)"),
+        ("YES.example.", 0, "ALLOW (platform says yes; from memory, 0 s old)"),
+        ("no.example", 1, "DENY (platform says no; asked just now)"),
+        ("away.example", 75, "DEFER (platform answered 502; asked just now)"),
+        ("nonsense", 1, "DENY (not a domain name)"),
+        ("bücher.example", 1, "DENY (platform says no; asked just now)"),
+    ):
+        result = daemon.run("check", domain)
+        assert (result.returncode, result.stderr) == (code, "")
+        assert result.stdout.startswith(f"{domain}: {text}".split(" 0 s old")[0])
+
+
+def test_check_cannot_be_used_to_speak_the_protocol(daemon: Daemon) -> None:
+    daemon.start()
+    result = daemon.run("check", "x.example\ndomain=yes.example")
+    assert result.returncode == 1
+    assert result.stdout == "'x.example\\ndomain=yes.example': DENY (not a domain name)\n"
+
+
+def test_check_when_nobody_is_there(daemon: Daemon) -> None:
+    result = daemon.run("check", "x.example")
+    assert result.returncode == 69
+    assert result.stderr == (
+        f"mx-validator: no answer from the daemon on {daemon.socket}: No such file or directory\n"
+    )
+
+
+@pytest.fixture
+def fake_daemon(daemon: Daemon) -> Iterator[dict[str, bytes]]:
+    """A daemon that accepts one connection, sends `reply`, and closes it unless told to `wait`."""
+    behaviour: dict[str, bytes] = {}
+    done = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(behaviour["reply"])
+            if "wait" in behaviour:
+                done.wait(PATIENCE)
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(daemon.socket))
+        listening.listen()
+        listening.settimeout(PATIENCE)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield behaviour
+        done.set()
+        thread.join(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (b"", "no complete reply"),
+        (b"verdict=ALLOW\n", "no complete reply"),
+        (b"action=DUNNO\n\n", "'verdict'"),
+        (b"verdict=MAYBE\nreason=x\nsource=memory\nage_seconds=0\n\n", "'MAYBE'"),
+        (b"x" * 100_000, "no complete reply"),
+    ],
+)
+def test_check_when_somebody_else_is_there(
+    reply: bytes,
+    reason: str,
+    daemon: Daemon,
+    fake_daemon: dict[str, bytes],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake_daemon["reply"] = reply
+    assert cli.main(["check", "x.example", "--config", str(daemon.config)]) == 69
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reply", [b"", b"verdict=ALLOW\n"])
+def test_check_does_not_wait_for_ever(
+    reply: bytes,
+    daemon: Daemon,
+    fake_daemon: dict[str, bytes],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "CHECK_SECONDS", 0.2)
+    fake_daemon.update(reply=reply, wait=b"")
+    assert cli.main(["check", "x.example", "--config", str(daemon.config)]) == 69
+    assert "timed out" in capsys.readouterr().err
+
+
+def test_check_config(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["check-config", str(daemon.config)]
+    assert cli.main(arguments) == 0
+    daemon.key.write_text("s3cret key")
+    assert cli.main(arguments) == 78
+    daemon.key.unlink()
+    assert cli.main(arguments) == 0
+    daemon.configure(level="loud")
+    assert cli.main(arguments) == 78
+    output = capsys.readouterr()
+    assert output.out == ""
+    first, second = output.err.splitlines()
+    assert first.startswith(f"mx-validator: {daemon.key}: the API key has blanks")
+    assert second.startswith(f"mx-validator: {daemon.config}: [log] level is 'loud'")
+    assert "s3cret" not in output.err
+
+
+@pytest.mark.parametrize("command", [["check", "x.example"], ["serve"], ["check-config"]])
+def test_configuration_missing(command: list[str], tmp_path: Path, daemon: Daemon) -> None:
+    daemon.config.unlink()
+    if command == ["check-config"]:
+        assert cli.main(["check-config", str(tmp_path / "nothing")]) == 78
+    else:
+        result = daemon.run(*command)
+        assert result.returncode == 78
+        assert f"{daemon.config}: cannot be read: No such file or directory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["dance"], ["check"], ["check", "a", "b"], ["serve", "--loud"]]
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 64
+    assert "usage: mx-validator" in capsys.readouterr().err
+
+
+def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["check", "--help"])
+    assert caught.value.code == 0
+    assert "0 ALLOW, 1 DENY, 75 DEFER" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((1024, 20000), (service.OPEN_FILES, 20000)),
+        ((256, 1100), (1100, 1100)),
+        ((1024, resource.RLIM_INFINITY), (service.OPEN_FILES, resource.RLIM_INFINITY)),
+        ((4096, 20000), None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_open_files(
+    limits: tuple[int, int], expected: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: changed.append(new))
+    service.allow_open_files()
+    assert changed == ([] if expected is None else [expected])

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import logging
+import re
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mx_validator import log
+
+
+def line(text: str, *, traceback: bool = False) -> str:
+    error = sys.exc_info() if traceback else None
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "%s", (text,), error)
+    record.created = 1700000000.5
+    return log.OneLineFormatter().format(record)
+
+
+def test_format() -> None:
+    assert line("hello") == "2023-11-14T22:13:20Z INFO hello"
+
+
+def test_nothing_from_outside_can_begin_a_line_or_send_a_control_sequence() -> None:
+    assert line("a\nb\rc\x1b[2Jd\x7f\x85\u2028\udcff").endswith(
+        r"INFO a\nb\rc\x1b[2Jd\x7f\x85\u2028\udcff"
+    )
+
+
+def test_a_traceback_is_one_line() -> None:
+    def fail() -> None:
+        raise ValueError("two\nlines")
+
+    try:
+        fail()
+    except ValueError:
+        text = line("failed", traceback=True)
+    assert re.fullmatch(r".*INFO failed\\nTraceback.*ValueError: two\\nlines", text)
+
+
+@given(st.text())
+def test_any_text_is_one_line_that_can_be_written(text: str) -> None:
+    assert len(line(text).splitlines()) == 1
+    line(text).encode()
+
+
+def test_set_up(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:]
+    try:
+        log.set_up("info")
+        logging.getLogger("mx_validator.x").info("ours")
+        logging.getLogger("mx_validator.x").debug("too much")
+        logging.getLogger("urllib3").info("theirs")
+        logging.getLogger("asyncio").warning("important")
+        log.set_level("debug")
+        logging.getLogger("mx_validator.x").debug("wanted")
+    finally:
+        root.handlers[:] = before
+        log.set_level("notset")
+    captured = capsys.readouterr()
+    assert [text.split(" ", 1)[1] for text in captured.err.splitlines()] == [
+        "INFO ours",
+        "WARNING important",
+        "DEBUG wanted",
+    ]
+    assert captured.out == ""

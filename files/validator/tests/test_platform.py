@@ -1,0 +1,599 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from platform_stub import PlatformStub, StubClient
+from urllib3.connection import HTTPConnection
+
+from conftest import API_KEY, PATIENCE, Stub, eventually_async
+from mx_validator import platform
+from mx_validator.platform import MAX_BODY_BYTES, THREADS, PlatformClient, Target, judge
+from mx_validator.verdict import Answer, Verdict
+
+ALLOW = Answer(Verdict.ALLOW, "platform says yes", "platform")
+DENY = Answer(Verdict.DENY, "platform says no", "platform")
+SHORT = 0.5  # seconds a question may take where it is meant to fail by that
+
+Client = Callable[..., PlatformClient]
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    clients: list[PlatformClient] = []
+
+    def make(
+        url: str, seconds: float = PATIENCE, key: str = API_KEY, ca_file: Path | str = "/none"
+    ) -> PlatformClient:
+        target = Target(url, key, Path("/etc/mx-validator/api-key"), Path(ca_file))
+        clients.append(PlatformClient(target, seconds))
+        return clients[-1]
+
+    yield make
+    for made in clients:
+        made.close()
+    await eventually_async(lambda: not threads())
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("platform")]
+
+
+def deferred(reason: str) -> Answer:
+    return Answer(Verdict.DEFER, reason, "platform")
+
+
+JUDGED = [
+    (200, b'{"Success":true,"RelayDomain":"x"}', Verdict.ALLOW),
+    (200, b' \r\n{"Success": true}\n', Verdict.ALLOW),
+    (200, b'\xef\xbb\xbf{"Success": true}', Verdict.ALLOW),
+    (200, b'{"Success":false}', Verdict.DEFER),
+    (200, b'{"Success":1}', Verdict.DEFER),
+    (200, b'{"Success":"true"}', Verdict.DEFER),
+    (200, b'{"Success":null}', Verdict.DEFER),
+    (200, b'{"success":true}', Verdict.DEFER),
+    (200, b'[{"Success":true}]', Verdict.DEFER),
+    (200, b"true", Verdict.DEFER),
+    (200, b"{}", Verdict.DEFER),
+    (200, b"", Verdict.DEFER),
+    (200, b'{"Success":true', Verdict.DEFER),
+    (200, b'{"Success":true}{"Success":true}', Verdict.DEFER),
+    (200, b"<html>", Verdict.DEFER),
+    (200, b'{"Success":true,"x":"\xff"}', Verdict.DEFER),
+    (200, b"[" * 60000, Verdict.DEFER),
+    (200, b'{"Success":true,"x":' + b"9" * 60000 + b"}", Verdict.DEFER),
+    (500, b"{}", Verdict.DENY),
+    (500, b" {}\r\n", Verdict.DENY),
+    (500, b"", Verdict.DEFER),
+    (500, b"[]", Verdict.DEFER),
+    (500, b"null", Verdict.DEFER),
+    (500, b'""', Verdict.DEFER),
+    (500, b"{}{}", Verdict.DEFER),
+    (500, b"{", Verdict.DEFER),
+    (500, b'{"Success":true}', Verdict.DEFER),
+    (500, b'{"Errors":[]}', Verdict.DEFER),
+    (500, b"<html>{}</html>", Verdict.DEFER),
+    *(
+        (status, body, Verdict.DEFER)
+        for status in (201, 204, 301, 302, 307, 400, 401, 403, 404, 422, 429, 501, 502, 503, 504)
+        for body in (b'{"Success":true}', b"{}")
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "verdict"), JUDGED)
+def test_judge(status: int, body: bytes, verdict: Verdict) -> None:
+    assert judge(status, body).verdict is verdict
+    assert judge(status, body).key_refused is (status in {401, 403})
+
+
+MODES = {
+    "allow": ALLOW,
+    "deny": DENY,
+    "unauthorized": deferred("API key refused (401)"),
+    "forbidden": deferred("API key refused (403)"),
+    "not_found": deferred("platform answered 404"),
+    "too_many": deferred("platform answered 429"),
+    "error_html": deferred("platform answered 500 with something else than {}"),
+    "error_empty": deferred("platform answered 500 with something else than {}"),
+    "error_json": deferred("platform answered 500 with something else than {}"),
+    "bad_gateway": deferred("platform answered 502"),
+    "unavailable": deferred("platform answered 503"),
+    "gateway_timeout": deferred("platform answered 504"),
+    "redirect": deferred("platform answered 302"),
+    "ok_html": deferred("platform answered 200 without Success: true"),
+    "ok_false": deferred("platform answered 200 without Success: true"),
+    "ok_list": deferred("platform answered 200 without Success: true"),
+    "huge": deferred(f"platform answered 200 with over {MAX_BODY_BYTES} bytes"),
+    "reset": deferred("no answer from the platform: Connection reset by peer"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_every_kind_of_answer(mode: str, stub: Stub, client: Client) -> None:
+    stub.client.answer("x.example", mode)
+    assert await client(stub.url).ask("x.example") == MODES[mode]
+    [request] = stub.client.requests()
+    assert request["path"] == "/api/v1/inbound-relay-domain-check"
+    assert request["query"] == "domain=x.example"
+    assert request["authorized"]
+
+
+@pytest.mark.parametrize("mode", ["hang", "drip_header", "drip_body"])
+async def test_no_answer_in_time_frees_the_thread_and_the_connection(
+    mode: str, stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "THREADS", 1)
+    stub.client.answer("slow.example", mode, interval_ms=100)
+    stub.client.answer("x.example", "allow")
+    asker = client(stub.url, SHORT)
+    assert await asker.ask("slow.example") == deferred("no answer within 0.5 s")
+    assert await asker.ask("x.example") == ALLOW
+
+
+async def test_question_that_waited_too_long_for_a_thread(
+    stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "THREADS", 1)
+    stub.client.default("hang")
+    asker = client(stub.url, SHORT)
+    answers = await asyncio.gather(*(asker.ask(f"{number}.example") for number in range(5)))
+    assert answers == [deferred("no answer within 0.5 s")] * 5
+    # The others were dropped when their time was up, not asked one by one.
+    assert stub.client.count() < 3
+
+
+async def test_questions_run_at_the_same_time(stub: Stub, client: Client) -> None:
+    stub.client.default("hang")
+    asker = client(stub.url)
+    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(THREADS + 2)]
+    await eventually_async(lambda: stub.client.count() == THREADS)
+    stub.client.reset()
+    await asyncio.gather(*asked)
+
+
+async def test_close_ends_what_is_under_way(stub: Stub, client: Client) -> None:
+    stub.client.default("hang")
+    asker = client(stub.url)
+    asked = asyncio.create_task(asker.ask("x.example"))
+    await eventually_async(lambda: stub.client.count() == 1)
+    asker.close()
+    assert (await asked).verdict is Verdict.DEFER
+
+
+async def test_nobody_listens(stub: Stub, client: Client) -> None:
+    stub.client.listen(wanted=False)
+    assert await client(stub.url).ask("x.example") == deferred(
+        "no answer from the platform: Connection refused"
+    )
+
+
+async def test_no_such_host(client: Client) -> None:
+    answer = await client("http://platform.invalid/").ask("x.example")
+    assert answer.verdict is Verdict.DEFER
+    assert answer.reason.startswith("no answer from the platform: ")
+
+
+async def test_path_of_the_platform(stub: Stub, client: Client) -> None:
+    assert await client(f"{stub.url}oempro/").ask("x.example") == deferred("platform answered 404")
+    assert stub.client.requests()[0]["path"] == "/oempro/api/v1/inbound-relay-domain-check"
+
+
+async def test_domain_is_encoded(stub: Stub, client: Client) -> None:
+    stub.client.answer("x&domain=y #/?é", "allow")
+    assert await client(stub.url).ask("x&domain=y #/?é") == ALLOW
+    assert stub.client.requests()[0]["domain"] == "x&domain=y #/?é"
+
+
+async def test_netrc_and_proxies_of_the_environment_are_ignored(
+    stub: Stub, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine 127.0.0.1 login me password other\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9/")
+    stub.client.answer("x.example", "allow")
+    assert await client(stub.url).ask("x.example") == ALLOW
+
+
+async def test_new_target(stub: Stub, client: Client) -> None:
+    stub.client.answer("x.example", "allow")
+    asker = client(stub.url, key="wrong")
+    assert await asker.ask("x.example") == deferred("API key refused (403)")
+    asker.set_target(Target(stub.url, API_KEY, Path("/key"), Path("/none")))
+    assert await asker.ask("x.example") == ALLOW
+
+
+@pytest.mark.usefixtures("_logged")
+async def test_trouble_is_logged_when_it_begins_and_ends(
+    stub: Stub, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    asker = client(stub.url)
+    for mode in ("deny", "forbidden", "unauthorized", "allow", "unavailable", "reset", "forbidden"):
+        stub.client.default(mode)
+        await asker.ask("x.example")
+    stub.client.default("deny")
+    await asker.ask("x.example")
+    refused = (
+        "API key refused (403): put the right one into /etc/mx-validator/api-key and send this"
+        " process a SIGHUP; until then only domains in memory are allowed"
+    )
+    away = (
+        "the platform gives no verdict (platform answered 503); domains not in memory are deferred"
+    )
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.ERROR, refused),
+        (logging.INFO, "the platform gives verdicts again"),
+        (logging.WARNING, away),
+        (logging.ERROR, refused),
+        (logging.INFO, "the platform gives verdicts again"),
+    ]
+
+
+class Script:
+    """A server that takes one connection after the other, and closes each at the end of its list.
+
+    The list has the pieces of an answer for each request; None closes where one was due.
+    """
+
+    def __init__(self, *connections: list[Iterable[bytes] | None]) -> None:
+        self._connections = connections
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening.settimeout(PATIENCE)
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/"
+        self.requests: list[bytes] = []
+        self.closed = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for answers in self._connections:
+            connection, _ = self._listening.accept()
+            connection.settimeout(PATIENCE)
+            with connection, contextlib.suppress(ConnectionError):
+                for answer in answers:
+                    self.requests.append(connection.recv(65536))
+                    if answer is None:
+                        break
+                    for piece in answer:
+                        connection.sendall(piece)
+            self.closed += 1
+
+    def close(self) -> None:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        self._listening.close()
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., Script]]:
+    scripts: list[Script] = []
+
+    def make(*connections: list[Iterable[bytes] | None]) -> Script:
+        scripts.append(Script(*connections))
+        return scripts[-1]
+
+    yield make
+    for made in scripts:
+        made.close()
+
+
+def http(status: int, body: bytes, *headers: bytes) -> list[bytes]:
+    length = b"Content-Length: %d" % len(body)
+    return [b"\r\n".join([b"HTTP/1.1 %d X" % status, length, *headers, b"", body])]
+
+
+YES = http(200, b'{"Success":true}')
+NO = http(500, b"{}")
+
+
+async def test_one_connection_serves_many_questions(
+    script: Callable[..., Script], client: Client
+) -> None:
+    server = script([YES, NO, http(502, b"<html>"), YES])
+    asker = client(server.url)
+    answers = [await asker.ask("x.example") for _ in range(4)]
+    assert answers == [ALLOW, DENY, deferred("platform answered 502"), ALLOW]
+
+
+async def test_headers(script: Callable[..., Script], client: Client) -> None:
+    server = script([YES])
+    await client(server.url).ask("x.example")
+    lines = server.requests[0].decode().split("\r\n")
+    assert lines[0] == "GET /api/v1/inbound-relay-domain-check?domain=x.example HTTP/1.1"
+    assert set(lines[1:]) - {""} == {
+        f"Host: {server.url.split('/')[2]}",
+        "User-Agent: mx-validator",
+        "Accept: application/json",
+        "Accept-Encoding: identity",
+        "Connection: keep-alive",
+        f"Authorization: Bearer {API_KEY}",
+    }
+
+
+async def test_connection_closed_while_idle(script: Callable[..., Script], client: Client) -> None:
+    server = script([YES], [YES])
+    asker = client(server.url)
+    assert await asker.ask("x.example") == ALLOW
+    await eventually_async(lambda: server.closed == 1)
+    assert await asker.ask("x.example") == ALLOW
+
+
+async def test_connection_closed_just_when_it_is_used_again(
+    script: Callable[..., Script], client: Client
+) -> None:
+    server = script([YES, None], [YES])
+    asker = client(server.url)
+    assert await asker.ask("x.example") == ALLOW
+    assert await asker.ask("x.example") == ALLOW
+    assert len(server.requests) == 3
+
+
+async def test_all_idle_connections_closed_by_a_restart(stub: Stub, client: Client) -> None:
+    stub.client.default("hang")
+    asker = client(stub.url)
+    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(THREADS)]
+    await eventually_async(lambda: stub.client.count() == THREADS)
+    stub.client.default("allow")
+    stub.client.reset()
+    await asyncio.gather(*asked)
+    stub.client.default("allow", delay_ms=100)
+    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(THREADS)]
+    await asyncio.gather(*asked)
+    stub.client.listen(wanted=False)
+    stub.client.listen(wanted=True)
+    for number in range(THREADS):
+        assert await asker.ask(f"{number}.example") == ALLOW
+
+
+async def test_no_second_try_on_a_new_connection(
+    script: Callable[..., Script], client: Client
+) -> None:
+    server = script([None])
+    assert await client(server.url).ask("x.example") == deferred(
+        "no answer from the platform: Remote end closed connection without response"
+    )
+    assert len(server.requests) == 1
+
+
+async def test_tries_end_when_every_connection_breaks_at_its_second_use(
+    script: Callable[..., Script], client: Client
+) -> None:
+    server = script([YES, None], [YES, None], [YES])
+    asker = client(server.url)
+    assert [await asker.ask("x.example") for _ in range(3)] == [ALLOW] * 3
+    assert len(server.requests) == 5
+
+
+async def test_last_try_is_on_a_new_connection(
+    script: Callable[..., Script], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "THREADS", 1)
+    server = script([YES, None], [None])
+    asker = client(server.url)
+    assert await asker.ask("x.example") == ALLOW
+    assert (await asker.ask("x.example")).verdict is Verdict.DEFER
+    assert len(server.requests) == 3
+
+
+async def test_no_second_try_when_an_answer_has_begun(
+    script: Callable[..., Script], client: Client
+) -> None:
+    server = script([YES, [b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"]])
+    asker = client(server.url)
+    assert await asker.ask("x.example") == ALLOW
+    assert (await asker.ask("x.example")).verdict is Verdict.DEFER
+    assert len(server.requests) == 2
+
+
+CUT_SHORT = {
+    "length": [b"HTTP/1.1 500 X\r\nContent-Length: 9\r\n\r\n{}"],
+    "chunk": [b"HTTP/1.1 500 X\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"],
+    "header": [b"HTTP/1.1 500 X\r\nContent-Le"],
+    "status": [b"HTTP/1.1 50"],
+    "no http": [b"220 mail.example.org ESMTP\r\n"],
+    "no status": [b"HTTP/1.1 abc\r\n\r\n"],
+    "too many headers": [b"HTTP/1.1 500 X\r\n", *[b"a: b\r\n"] * 200, b"\r\n{}"],
+    "long header": [b"HTTP/1.1 500 X\r\nA: ", b"x" * 100_000],
+    "bad chunk": [b"HTTP/1.1 500 X\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n"],
+    "bad length": [b"HTTP/1.1 500 X\r\nContent-Length: abc\r\n\r\n{}"],
+    "packed": http(200, bytes.fromhex("1f8b08000000000000ffab5602"), b"Content-Encoding: gzip"),
+}
+
+
+@pytest.mark.parametrize("name", CUT_SHORT)
+async def test_broken_answers(name: str, script: Callable[..., Script], client: Client) -> None:
+    server = script([CUT_SHORT[name]])
+    assert (await client(server.url).ask("x.example")).verdict is Verdict.DEFER
+
+
+async def test_body_without_a_length(script: Callable[..., Script], client: Client) -> None:
+    chunked = [b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n", b'8\r\n{"Succes\r\n']
+    chunked.append(b'8\r\ns":true}\r\n0\r\n\r\n')
+    server = script([chunked, [b"HTTP/1.1 500 X\r\n\r\n{}"]])
+    asker = client(server.url)
+    assert [await asker.ask("x.example") for _ in range(2)] == [ALLOW, DENY]
+
+
+async def test_largest_body(script: Callable[..., Script], client: Client) -> None:
+    body = b'{"Success":true}'.ljust(MAX_BODY_BYTES)
+    server = script([http(200, body), http(200, body + b" ")])
+    asker = client(server.url)
+    assert await asker.ask("x.example") == ALLOW
+    assert await asker.ask("x.example") == MODES["huge"]
+
+
+async def test_redirect_with_an_endless_body(script: Callable[..., Script], client: Client) -> None:
+    endless = itertools.chain(
+        [b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n"], itertools.repeat(b"x" * 65536)
+    )
+    server = script([endless])
+    reason = f"platform answered 302 with over {MAX_BODY_BYTES} bytes"
+    assert await client(server.url).ask("x.example") == deferred(reason)
+
+
+async def test_redirect_to_another_host_does_not_get_the_key(
+    stub: Stub, script: Callable[..., Script], client: Client
+) -> None:
+    server = script([http(302, b"", b"Location: " + stub.url.encode())])
+    assert await client(server.url).ask("x.example") == deferred("platform answered 302")
+    assert stub.client.count() == 0
+
+
+async def test_cookies_are_not_sent_back(script: Callable[..., Script], client: Client) -> None:
+    server = script([http(500, b"{}", b"Set-Cookie: PHPSESSID=abc; path=/"), YES])
+    asker = client(server.url)
+    assert [await asker.ask("x.example") for _ in range(2)] == [DENY, ALLOW]
+    assert b"Cookie" not in server.requests[1]
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA, a certificate of it for `localhost`, and another CA."""
+    directory = tmp_path_factory.mktemp("certificates")
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    for name in ("ca", "other"):
+        extensions = ["-addext", "keyUsage=critical,keyCertSign"]
+        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        openssl("req", "-x509", *new_key, "-subj", f"/CN={name}", *extensions, *files)
+    openssl("req", *new_key, "-subj", "/CN=x", "-keyout", "host.key", "-out", "host.csr")
+    (directory / "extensions").write_text(
+        "subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\n"
+    )
+    signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "extensions"]
+    openssl("x509", "-req", "-in", "host.csr", *signing, "-out", "host.pem")
+    return directory
+
+
+@pytest.fixture
+def tls_stub(certificates: Path) -> Iterator[Stub]:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificates / "host.pem", certificates / "host.key")
+    server = PlatformStub(API_KEY, tls=tls)
+    server.start()
+    yield Stub(server.url.replace("127.0.0.1", "localhost"), StubClient(server.control_url))
+    server.state.reset()
+    server.stop()
+
+
+@pytest.mark.parametrize("mode", ["allow", "deny", "huge"])
+async def test_tls(mode: str, tls_stub: Stub, certificates: Path, client: Client) -> None:
+    tls_stub.client.answer("x.example", mode)
+    asker = client(tls_stub.url, ca_file=certificates / "ca.pem")
+    assert [await asker.ask("x.example") for _ in range(2)] == [MODES[mode]] * 2
+
+
+@pytest.mark.parametrize("mode", ["hang", "drip_header", "drip_body"])
+async def test_tls_no_answer_in_time(
+    mode: str,
+    tls_stub: Stub,
+    certificates: Path,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platform, "THREADS", 1)
+    tls_stub.client.answer("slow.example", mode, interval_ms=100)
+    tls_stub.client.answer("x.example", "allow")
+    asker = client(tls_stub.url, 2, ca_file=certificates / "ca.pem")
+    # The first question is on a new connection, the second on one that was used before.
+    assert await asker.ask("x.example") == ALLOW
+    assert await asker.ask("slow.example") == deferred("no answer within 2 s")
+    assert await asker.ask("x.example") == ALLOW
+
+
+async def test_tls_connections_closed_by_a_restart(
+    tls_stub: Stub, certificates: Path, client: Client
+) -> None:
+    tls_stub.client.default("allow")
+    asker = client(tls_stub.url, ca_file=certificates / "ca.pem")
+    assert await asker.ask("x.example") == ALLOW
+    tls_stub.client.listen(wanted=False)
+    tls_stub.client.listen(wanted=True)
+    assert await asker.ask("x.example") == ALLOW
+
+
+async def test_tls_of_another_ca(tls_stub: Stub, certificates: Path, client: Client) -> None:
+    answer = await client(tls_stub.url, ca_file=certificates / "other.pem").ask("x.example")
+    assert answer == deferred("TLS to the platform failed: unable to get local issuer certificate")
+    assert tls_stub.client.count() == 0
+
+
+async def test_tls_of_another_host(tls_stub: Stub, certificates: Path, client: Client) -> None:
+    url = tls_stub.url.replace("localhost", "127.0.0.1")
+    answer = await client(url, ca_file=certificates / "ca.pem").ask("x.example")
+    assert answer.verdict is Verdict.DEFER
+    assert answer.reason.startswith("TLS to the platform failed: ")
+    assert "'127.0.0.1'" in answer.reason
+    assert tls_stub.client.count() == 0
+
+
+async def test_no_certificates_to_verify_with(tls_stub: Stub, client: Client) -> None:
+    answer = await client(tls_stub.url, ca_file="/nothing.pem").ask("x.example")
+    assert answer.verdict is Verdict.DEFER
+    assert "/nothing.pem" in answer.reason
+
+
+async def test_no_tls_where_https_is_expected(
+    stub: Stub, certificates: Path, client: Client
+) -> None:
+    url = stub.url.replace("http:", "https:")
+    answer = await client(url, ca_file=certificates / "ca.pem").ask("x.example")
+    assert answer.verdict is Verdict.DEFER
+    assert answer.reason.startswith("TLS to the platform failed: ")
+
+
+async def test_handshake_that_never_comes(certificates: Path, client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://localhost:{silent.getsockname()[1]}/"
+        asker = client(url, SHORT, ca_file=certificates / "ca.pem")
+        assert await asker.ask("x.example") == deferred("no answer within 0.5 s")
+        silent.settimeout(PATIENCE)
+        connection, _ = silent.accept()
+        with connection:
+            connection.settimeout(PATIENCE)
+            # The handshake's first message, and then the end: nobody waits there any more.
+            while connection.recv(65536):
+                pass
+
+
+async def test_connection_that_was_made_too_late_is_closed(
+    script: Callable[..., Script], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    connect = HTTPConnection._new_conn
+
+    def slowly(connection: HTTPConnection) -> socket.socket:
+        ended.wait(PATIENCE)
+        return connect(connection)
+
+    monkeypatch.setattr(HTTPConnection, "_new_conn", slowly)
+    server = script([None])
+    assert await client(server.url, 0.01).ask("x.example") == deferred("no answer within 0.01 s")
+    ended.set()
+    await eventually_async(lambda: server.closed)
+    assert server.requests == [b""]
+
+
+async def test_error_that_nobody_thought_of_is_not_hidden(
+    stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_status: int, _body: bytes) -> None:
+        raise AssertionError("surprise")
+
+    monkeypatch.setattr(platform, "judge", broken)
+    with pytest.raises(AssertionError, match="surprise"):
+        await client(stub.url).ask("x.example")

@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import PATIENCE, eventually_async, request_for
+from mx_validator.listener import AlreadyRunningError, Listener, only_copy
+from mx_validator.protocol import AccessRequest, Request
+from mx_validator.server import Server
+
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+Connect = Callable[[], Awaitable[tuple[Reader, Writer]]]
+
+
+class Responder:
+    """Answers with the recipient; later, when held, those whose recipient begins with `slow`."""
+
+    def __init__(self) -> None:
+        self.free = asyncio.Event()
+        self.slow = 0
+        self.answered = 0
+
+    def respond(self, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
+        assert isinstance(request, AccessRequest)
+        self.answered += 1
+        if request.recipient.startswith("slow"):
+            return self._later(request.recipient)
+        return f"{request.recipient}\n\n".encode()
+
+    async def _later(self, recipient: str) -> bytes:
+        self.slow += 1
+        await self.free.wait()
+        return f"{recipient}\n\n".encode()
+
+
+@pytest.fixture
+async def responder() -> Responder:
+    return Responder()
+
+
+@contextlib.asynccontextmanager
+async def running(path: Path, server: Server) -> AsyncIterator[None]:
+    await server.start(Listener(path).socket)
+    yield
+    await server.stop(drain_seconds=0.01)
+
+
+@pytest.fixture
+async def connect(tmp_path: Path) -> AsyncIterator[Connect]:
+    writers: list[Writer] = []
+
+    async def make() -> tuple[Reader, Writer]:
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "policy"))
+        writers.append(writer)
+        return reader, writer
+
+    yield make
+    for writer in writers:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def read(reader: Reader, until: bytes = b"\n\n") -> bytes:
+    return await asyncio.wait_for(reader.readuntil(until), PATIENCE)
+
+
+async def is_closed(reader: Reader) -> bool:
+    try:
+        return await asyncio.wait_for(reader.read(), PATIENCE) == b""
+    except ConnectionResetError:
+        return True
+
+
+async def test_one_after_the_other(tmp_path: Path, responder: Responder, connect: Connect) -> None:
+    responder.free.set()
+    async with running(tmp_path / "policy", Server(responder.respond)):
+        reader, writer = await connect()
+        for recipient in ("a", "slow", "b"):
+            writer.write(request_for(recipient))
+            assert await read(reader) == f"{recipient}\n\n".encode()
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+async def test_pipelined_requests_are_answered_in_their_order(
+    size: int, tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    responder.free.set()
+    names = [("slow" if number % 3 == 0 else "") + str(number) for number in range(20)]
+    stream = b"".join(request_for(name) for name in names)
+    async with running(tmp_path / "policy", Server(responder.respond)):
+        reader, writer = await connect()
+        for start in range(0, len(stream), size):
+            writer.write(stream[start : start + size])
+            await asyncio.sleep(0)
+        for name in names:
+            assert await read(reader) == f"{name}\n\n".encode()
+
+
+async def test_a_slow_answer_holds_up_nobody_else(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    async with running(tmp_path / "policy", Server(responder.respond)):
+        slow_reader, slow_writer = await connect()
+        slow_writer.write(request_for("slow"))
+        await eventually_async(lambda: responder.slow)
+        reader, writer = await connect()
+        writer.write(request_for("a"))
+        assert await read(reader) == b"a\n\n"
+        responder.free.set()
+        assert await read(slow_reader) == b"slow\n\n"
+
+
+async def test_who_sends_without_waiting_is_not_read_for_ever(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    async with running(tmp_path / "policy", Server(responder.respond)):
+        reader, writer = await connect()
+        writer.write(request_for("slow"))
+        many = 20_000
+        writer.write(request_for("a") * many)
+        await eventually_async(lambda: responder.slow)
+        # What the server does not take stays on this side.
+        waiting = writer.transport.get_write_buffer_size
+        left = -1
+        while left != waiting():
+            left = waiting()
+            await asyncio.sleep(0.05)
+        assert left > len(request_for("a")) * many / 2
+        responder.free.set()
+        assert await read(reader) == b"slow\n\n"
+        for _ in range(many):
+            await read(reader)
+
+
+async def test_who_does_not_read_is_not_answered_for_ever(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    async with running(tmp_path / "policy", Server(responder.respond)):
+        reader, writer = await connect()
+        transport = writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
+        name = "a" * 4000
+        many = 3000
+        writer.write(request_for(name) * many)
+        answered = -1
+        while answered != responder.answered:
+            answered = responder.answered
+            await asyncio.sleep(0.05)
+        assert answered < many
+        transport.resume_reading()
+        for _ in range(many):
+            assert await read(reader) == f"{name}\n\n".encode()
+
+
+async def test_answers_before_garbage_are_sent_and_then_the_connection_is_closed(
+    tmp_path: Path, responder: Responder, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path / "policy", Server(responder.respond)):
+        reader, writer = await connect()
+        writer.write(request_for("a") + b"s3cret\n\n" + request_for("b"))
+        assert await read(reader) == b"a\n\n"
+        assert await is_closed(reader)
+    assert "closing a connection: line without '='" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+async def test_garbage_behind_a_slow_answer(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    async with running(tmp_path / "policy", Server(responder.respond)):
+        reader, writer = await connect()
+        writer.write(request_for("slow") + b"\n")
+        await eventually_async(lambda: responder.slow)
+        responder.free.set()
+        assert await read(reader) == b"slow\n\n"
+        assert await is_closed(reader)
+
+
+async def test_who_leaves_is_forgotten(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    async with running(tmp_path / "policy", Server(responder.respond, max_connections=1)):
+        _, writer = await connect()
+        writer.write(request_for("slow"))
+        await eventually_async(lambda: responder.slow)
+        writer.close()
+        await writer.wait_closed()
+        answer = b""
+        while not answer:
+            reader, writer = await connect()
+            with contextlib.suppress(OSError):
+                writer.write(request_for("a"))
+                answer = await asyncio.wait_for(reader.read(3), PATIENCE)
+        assert answer == b"a\n\n"
+
+
+async def test_too_many_connections(
+    tmp_path: Path, responder: Responder, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path / "policy", Server(responder.respond, max_connections=2)):
+        taken = [await connect() for _ in range(2)]
+        for _ in range(5):
+            reader, _writer = await connect()
+            assert await is_closed(reader)
+        for reader, writer in taken:
+            writer.write(request_for("a"))
+            assert await read(reader) == b"a\n\n"
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "2 connections are open" in caplog.text
+
+
+async def test_a_burst_of_connections_does_not_get_past_the_limit(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    async with running(tmp_path / "policy", Server(responder.respond, max_connections=5)):
+        readers = [reader for reader, _ in await asyncio.gather(*(connect() for _ in range(60)))]
+        closed = [asyncio.create_task(is_closed(reader)) for reader in readers]
+        await eventually_async(lambda: sum(task.done() for task in closed) == 55)
+        for task in closed:
+            task.cancel()
+
+
+async def test_idle_connections_are_closed_and_busy_ones_are_not(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    server = Server(responder.respond, idle_seconds=0.01, sweep_seconds=0.02)
+    async with running(tmp_path / "policy", server):
+        busy, writer = await connect()
+        writer.write(request_for("slow"))
+        await eventually_async(lambda: responder.slow)
+        for _ in range(2):
+            reader, _writer = await connect()
+            assert await is_closed(reader)
+        responder.free.set()
+        assert await read(busy) == b"slow\n\n"
+
+
+async def test_stop_lets_answers_be_finished(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    server = Server(responder.respond)
+    await server.start(Listener(tmp_path / "policy").socket)
+    idle, _ = await connect()
+    reader, writer = await connect()
+    writer.write(request_for("slow") + request_for("a"))
+    await eventually_async(lambda: responder.slow)
+    stopping = asyncio.create_task(server.stop())
+    assert await is_closed(idle)
+    with pytest.raises(ConnectionRefusedError):
+        await connect()
+    responder.free.set()
+    assert await read(reader) == b"slow\n\n"
+    assert await is_closed(reader)
+    await stopping
+
+
+async def test_stop_does_not_wait_for_ever(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    server = Server(responder.respond)
+    await server.start(Listener(tmp_path / "policy").socket)
+    reader, writer = await connect()
+    writer.write(request_for("slow"))
+    await eventually_async(lambda: responder.slow)
+    await server.stop(drain_seconds=0.01)
+    assert await is_closed(reader)
+
+
+def test_socket_is_for_its_group(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        listener = Listener(tmp_path / "policy")
+    finally:
+        os.umask(before)
+    with listener.socket:
+        status = (tmp_path / "policy").stat()
+        assert stat.S_ISSOCK(status.st_mode)
+        assert stat.S_IMODE(status.st_mode) == 0o660
+        assert os.listdir(tmp_path) == ["policy"]  # noqa: PTH208 - just the names
+
+
+def test_socket_replaces_a_stale_one(tmp_path: Path) -> None:
+    path = tmp_path / "policy"
+    Listener(path).socket.close()
+    path.with_name("policy.new").touch()
+    with Listener(path).socket, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_socket_is_removed_by_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "policy"
+    first, second = Listener(path), Listener(path)
+    with first.socket, second.socket:
+        first.remove()
+        assert path.exists()
+        second.remove()
+        assert not path.exists()
+        second.remove()
+
+
+def test_socket_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    with pytest.raises(IsADirectoryError):
+        Listener(tmp_path / "policy")
+    assert not (tmp_path / "policy.new").exists()
+
+
+def test_only_copy(tmp_path: Path) -> None:
+    path = tmp_path / "policy"
+    with (
+        only_copy(path),
+        pytest.raises(AlreadyRunningError, match=r"policy\.lock"),
+        only_copy(path),
+    ):
+        pytest.fail("two copies")
+    with only_copy(path):
+        pass

@@ -1,0 +1,150 @@
+"""Fixtures of all scenarios: the MX under test, the platform's stub, the playbook."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from platform_stub import StubClient
+from probes import Mx
+from testinfra.host import Host
+
+PROJECT = Path(__file__).resolve().parents[1]
+INVENTORY = PROJECT / os.environ.get("MX_INVENTORY", "molecule/inventory")
+TESTHOST = PROJECT / "molecule" / "shared" / "testhost.py"
+LOGS = ("/var/log/postfix.log", "/var/log/dovecot.log", "/var/log/mx-validator/mx-validator.log")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fail a run that would be green because it had no host to test."""
+    tested = {
+        item.callspec.params["_testinfra_host"].backend.get_pytest_id().split("//")[-1]
+        for item in items
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and "_testinfra_host" in item.callspec.params
+    }
+    expected = {"mx-bookworm", "mx-trixie"}
+    if not tested or ("MX_INVENTORY" not in os.environ and tested != expected):
+        raise pytest.UsageError(
+            f"the tests would run on {sorted(tested)}, not on {sorted(expected)}"
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Add the host's logs to the report of a failed test."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function) and "host" in item.funcargs:
+        host = item.funcargs["host"]
+        for log in LOGS:
+            tail = host.run("tail -n 40 %s", log)
+            report.sections.append((f"{host.backend.get_hostname()}:{log}", tail.stdout))
+    return report
+
+
+@pytest.fixture
+def variables(host: Host) -> dict[str, Any]:
+    """The host's inventory variables."""
+    found: dict[str, Any] = host.ansible.get_variables()
+    return found
+
+
+@pytest.fixture
+def mx(variables: dict[str, Any]) -> Mx:
+    """The MX as senders and the platform see it."""
+    return Mx(
+        address=variables["ansible_host"],
+        hostname=variables["mx_hostname"],
+        username=variables.get("catchall_username", "catchall"),
+        password=variables["catchall_password"],
+    )
+
+
+@pytest.fixture
+def mailbox(mx: Mx) -> Mx:
+    """The MX with an empty mailbox."""
+    mx.empty()
+    return mx
+
+
+@pytest.fixture
+def platform(variables: dict[str, Any]) -> Iterator[StubClient]:
+    """The platform's stub, which denies every domain until it is told otherwise."""
+    control = f"http://{variables['testhost_gateway']}:{variables['testhost_stub_port'] + 1}"
+    stub = StubClient(control)
+    stub.reset()
+    yield stub
+    stub.reset()
+
+
+@pytest.fixture
+def domain(request: pytest.FixtureRequest, host: Host) -> str:
+    """A domain of this test's own, of which nothing is remembered."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50].strip("-")
+    return f"{name}.{os.getpid()}.{host.backend.get_hostname()}.example"
+
+
+@pytest.fixture
+def smtp_attempts() -> Any:
+    """Return a call that says how many connections to SMTP ports outside the hosts have tried."""
+    return lambda: int(subprocess.check_output([TESTHOST, "smtp-attempts"]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the playbook against one host."""
+
+    status: int
+    output: str
+    recap: dict[str, int]
+
+    @property
+    def changed(self) -> set[str]:
+        """Names of the tasks and handlers that changed something."""
+        found = set()
+        for task in re.split(r"(?m)^(?=(?:TASK|RUNNING HANDLER|PLAY) )", self.output):
+            if re.search(r"(?m)^changed: ", task):
+                found.add(task.split("[", 1)[1].split("]", 1)[0])
+        return found
+
+
+@pytest.fixture
+def site(host: Host) -> Any:
+    """Run the playbook against the host, as an operator does."""
+
+    def run(*arguments: str, check: bool = True, **extra: object) -> Run:
+        name = host.backend.get_hostname()
+        done = subprocess.run(
+            [
+                *("ansible-playbook", f"--inventory={INVENTORY}", f"--limit={name}", "site.yml"),
+                *(f"--extra-vars={json.dumps(extra)}", *arguments),
+            ],
+            cwd=PROJECT,
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+                "ANSIBLE_NOCOLOR": "1",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        line = re.search(rf"(?m)^{name}\s+: (.*)$", done.stdout)
+        recap = dict(re.findall(r"(\w+)=(\d+)", line[1])) if line else {}
+        result = Run(
+            done.returncode, done.stdout, {key: int(value) for key, value in recap.items()}
+        )
+        assert not check or result.status == 0, result.output
+        return result
+
+    return run

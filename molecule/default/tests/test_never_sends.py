@@ -1,0 +1,109 @@
+"""The host cannot relay and cannot send, whatever it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from platform_stub import StubClient
+from probes import Mx, eventually
+from testinfra.host import Host
+
+# Nothing listens there: an attempt to connect would be counted all the same.
+OUTSIDE = "someone@[192.0.2.99]"
+RELAY_FORMS = (
+    "user%foreign.example@{ours}",
+    "foreign.example!user@{ours}",
+    '"user@foreign.example"@{ours}',
+    "@{ours}:user@foreign.example",
+    "@foreign.example:user@{ours}",
+    "user@foreign.example@{ours}",
+    '"user%foreign.example"@{ours}',
+    "user%foreign.example",
+    "foreign.example!user",
+    "user@foreign.example",
+)
+
+
+@pytest.fixture
+def quiet(host: Host, smtp_attempts: Callable[[], int]) -> Callable[[], None]:
+    """Return a check that nothing was sent, and that nothing waits to be sent."""
+    before = smtp_attempts()
+
+    def check() -> None:
+        eventually(lambda: host.check_output("postqueue -j"), lambda seen: seen == "")
+        assert smtp_attempts() == before
+
+    return check
+
+
+def test_the_counter_counts(host: Host, smtp_attempts: Callable[[], int]) -> None:
+    """Without this, the tests below could not fail."""
+    before = smtp_attempts()
+    host.run("timeout 1 bash -c ': < /dev/tcp/192.0.2.99/25'")
+    assert smtp_attempts() > before
+
+
+@pytest.mark.parametrize("form", RELAY_FORMS)
+def test_relay_forms(
+    mailbox: Mx, platform: StubClient, domain: str, quiet: Callable[[], None], form: str
+) -> None:
+    platform.answer(domain, "allow")
+    recipient = form.format(ours=domain)
+    reply = mailbox.send(recipient, b"Subject: relay\r\n\r\nx\r\n")
+    # Taking a routing form into the mailbox would be harmless, but relay testers would object.
+    assert 500 <= reply.code < 600, reply
+    quiet()
+
+
+def test_null_sender_to_a_foreign_domain(mx: Mx, domain: str, quiet: Callable[[], None]) -> None:
+    assert mx.rcpt(f"a@{domain}", sender="").code == 554
+    quiet()
+
+
+@pytest.mark.parametrize("sender", ["", "root", OUTSIDE])
+@pytest.mark.parametrize("recipient", [OUTSIDE, "root", "root@localhost", "nobody@foreign.example"])
+def test_local_submission(
+    host: Host, mailbox: Mx, quiet: Callable[[], None], sender: str, recipient: str
+) -> None:
+    host.check_output("echo hello | sendmail -f %s %s", sender, recipient)
+    quiet()
+    assert mailbox.count() == 0
+
+
+def test_undeliverable_mail_comes_back_to_nobody(
+    host: Host, mailbox: Mx, platform: StubClient, domain: str, quiet: Callable[[], None]
+) -> None:
+    """What the mailbox refuses for good waits; when its time is over, no bounce leaves the host."""
+    platform.answer(domain, "allow")
+    socket = "/var/spool/postfix/dovecot/lmtp"
+    refuse = (
+        "import socket,os,shutil\n"
+        f"s=socket.socket(socket.AF_UNIX); s.bind('{socket}.test'); s.listen(9)\n"
+        f"shutil.chown('{socket}.test','postfix'); os.rename('{socket}.test','{socket}')\n"
+        "while True:\n"
+        " c,_=s.accept(); c.sendall(b'554 5.0.0 no\\r\\n'); c.recv(99); c.close()\n"
+    )
+    host.check_output(f"mv {socket} {socket}.real")
+    host.check_output("systemd-run --unit=refuser python3 -c %s", refuse)
+    try:
+        eventually(lambda: host.file(socket).is_socket)
+        assert mailbox.send(f"a@{domain}", b"Subject: x\r\n\r\nx\r\n", OUTSIDE).code == 250
+        waiting = eventually(
+            lambda: host.check_output("postqueue -j"), lambda seen: "delay_reason" in seen
+        )
+        assert "554 5.0.0 no" in waiting
+        host.check_output("postconf -e maximal_queue_lifetime=0 && postfix reload")
+        host.check_output("postqueue -f")
+        quiet()
+    finally:
+        host.check_output("systemctl stop refuser")
+        host.check_output(f"mv {socket}.real {socket}")
+        host.check_output("postconf -e maximal_queue_lifetime=100d && postfix reload")
+
+
+def test_no_program_that_could_send(host: Host) -> None:
+    services = host.check_output("postconf -Mh").splitlines()
+    commands = {line.split()[7] for line in services}
+    assert commands.isdisjoint({"smtp", "local", "virtual", "pipe", "qmqpd"})
+    assert [line.split()[0] for line in services if line.split()[7] == "lmtp"] == ["catchall"]

@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Inventory of the test hosts: the names are fixed, the addresses are those of this checkout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+TESTHOST = Path(__file__).resolve().parents[1] / "shared" / "testhost.py"
+# One host on each supported release: one is reached as root, one as a user who may sudo.
+HOSTS = {
+    "mx-bookworm": {"testhost_release": "bookworm", "ansible_user": "admin"},
+    "mx-trixie": {"testhost_release": "trixie", "ansible_user": "root"},
+}
+
+listing = subprocess.run([TESTHOST, "list"], capture_output=True, text=True, check=False)
+if listing.returncode != 0:
+    sys.exit(listing.stderr)
+lab = json.loads(listing.stdout)
+found = {host["name"]: host for host in lab["hosts"]}
+for name, variables in HOSTS.items():
+    variables["mx_hostname"] = f"{name}.example.com"
+    if name in found:
+        variables["ansible_host"] = found[name]["address"]
+        variables["testhost_address6"] = found[name]["address6"]
+print(
+    json.dumps(
+        {
+            "mx": {
+                "hosts": list(HOSTS),
+                "vars": {
+                    "ansible_ssh_private_key_file": f"{lab['folder']}/ssh_key",
+                    "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab['folder']}/known_hosts",
+                    "testhost_gateway": lab["gateway"],
+                },
+            },
+            "_meta": {"hostvars": HOSTS},
+        }
+    )
+)

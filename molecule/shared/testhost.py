@@ -1,0 +1,592 @@
+#!/usr/bin/env python3
+"""Bare Debian test hosts on one machine: real systemd, real network address, reached over SSH.
+
+Each host is an overlay over a cached minimal root file system, booted by systemd-nspawn in a
+network namespace of its own. All traffic between hosts and to the outside passes the machine's
+routing, where an nftables table of this checkout counts what the hosts try to send to SMTP ports.
+
+A checkout owns one "lab": a number N from 1 to 254, the network 10.99.N.0/24 (and fd99:0:0:N::/64),
+and everything that bears that number. Two checkouts never share one. Needs root and the Debian
+packages mmdebstrap, systemd-container, iproute2 and nftables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+STUB = Path(__file__).resolve().with_name("platform_stub.py")
+LABS = Path("/var/lib/oempro-mx-testhosts")
+IMAGES = Path("/var/cache/oempro-mx-testhosts")
+MIRROR = os.environ.get("DEBIAN_MIRROR", "")  # empty: mmdebstrap's default
+
+RELEASES = ("bookworm", "trixie")
+# What a rented VPS has on its first day, and nothing more.
+PACKAGES = "systemd,systemd-sysv,dbus,udev,python3,openssh-server,sudo,iproute2,ca-certificates"
+ADMIN = "admin"  # the user who may sudo, for runs that do not log in as root
+
+IMAGE_AGE_SECONDS = 7 * 86400  # older images lack too many security updates
+BOOT_SECONDS = 90
+STOP_SECONDS = 30
+STUB_SECONDS = 15
+NSPAWN_REBOOT_STATUS = 133  # systemd-nspawn's exit status when the host asked for a reboot
+FIRST_ADDRESS = 11  # 10.99.N.11 is the first host, 10.99.N.1 this machine
+SMTP_PORTS = "25, 465, 587"
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+
+
+class TestHostError(Exception):
+    """What went wrong and what to do about it, for the person at the terminal."""
+
+
+def run(*command: str, stdin: str | None = None, check: bool = True) -> str:
+    """Run a command and return its standard output.
+
+    Raises:
+        TestHostError: it failed (with ``check``); the message has its standard error.
+    """
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    if check and done.returncode != 0:
+        raise TestHostError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file for the time of the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def processes(wanted: Callable[[list[str]], bool]) -> list[int]:
+    """Return the processes whose command line is a wanted one, the oldest first."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if wanted(entry.read_bytes().decode(errors="replace").split("\0")):
+                found.append(int(entry.parent.name))
+    return sorted(found)
+
+
+def kill(victims: list[int]) -> None:
+    """Kill processes and wait until they are gone."""
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in victims):
+        if time.monotonic() > deadline:
+            raise TestHostError(f"processes {victims} do not end; kill them by hand")
+        time.sleep(0.05)
+
+
+# --- the lab: what belongs to this checkout -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The numbered network and folder of one checkout."""
+
+    number: int
+
+    @property
+    def path(self) -> Path:
+        return LABS / str(self.number)
+
+    @property
+    def gateway(self) -> str:
+        """This machine's address as the hosts see it."""
+        return f"10.99.{self.number}.1"
+
+    @property
+    def gateway6(self) -> str:
+        return f"fd99:0:0:{self.number:x}::1"
+
+    @property
+    def table(self) -> str:
+        """Name of the nftables table."""
+        return f"oempro_mx_testhosts_{self.number}"
+
+    @property
+    def interface(self) -> str:
+        """Name of the interface that has the gateway's address."""
+        return f"mx{self.number}"
+
+    @property
+    def ssh_key(self) -> Path:
+        return self.path / "ssh_key"
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.path / "known_hosts"
+
+    def hosts(self) -> list[Host]:
+        """Every host of which there is a trace."""
+        return [Host(self, found.parent.name) for found in sorted(self.path.glob("*/index"))]
+
+
+def this_lab() -> Lab:
+    """Return this checkout's lab; take a free number if it has none.
+
+    Raises:
+        TestHostError: 254 other checkouts have one.
+    """
+    with locked(LABS / "lock"):
+        owners = {int(p.parent.name): Path(p.read_text()) for p in LABS.glob("*/checkout")}
+        for number, owner in owners.items():
+            if owner == CHECKOUT:
+                return Lab(number)
+        for number in range(1, 255):
+            if number not in owners or not owners[number].exists():
+                lab = Lab(number)
+                tear_down(lab)  # what a deleted checkout left behind
+                lab.path.mkdir(parents=True)
+                (lab.path / "checkout").write_text(str(CHECKOUT))
+                return lab
+    raise TestHostError(f"all 254 networks are taken; delete what is not needed below {LABS}")
+
+
+def set_up(lab: Lab) -> None:
+    """Make what the hosts of the lab share; harmless if it is there."""
+    with locked(lab.path / "lock"):
+        make_key(lab)
+        make_gateway(lab)
+        make_rules(lab)
+        open_forwarding(lab)
+
+
+def make_key(lab: Lab) -> None:
+    """Make the key with which the hosts are reached."""
+    if not lab.ssh_key.exists():
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(lab.ssh_key))
+
+
+def make_gateway(lab: Lab) -> None:
+    """Give this machine its address in the lab, and let it forward.
+
+    The address has an interface of its own (a bridge without ports: every kernel has it), so that it
+    stays when hosts come and go.
+    """
+    if not Path(f"/sys/class/net/{lab.interface}").exists():
+        run("ip", "link", "add", lab.interface, "type", "bridge")
+        run("ip", "addr", "add", f"{lab.gateway}/32", "dev", lab.interface)
+        run("ip", "link", "set", lab.interface, "up")
+    forward = Path("/proc/sys/net/ipv4/ip_forward")
+    if forward.read_text().strip() != "1":
+        (LABS / "ip_forward_was_off").touch()
+        forward.write_text("1")
+
+
+def make_rules(lab: Lab) -> None:
+    """Count what the hosts try to send, and let them reach the outside."""
+    network = f"10.99.{lab.number}.0/24"
+    if subprocess.run(
+        ["nft", "list", "table", "inet", lab.table], capture_output=True, check=False
+    ).returncode:
+        run(
+            *("nft", "-f", "-"),
+            stdin=f"""
+            table inet {lab.table} {{
+              counter smtp_from_hosts {{ }}
+              chain count {{
+                type filter hook prerouting priority -300;
+                ip saddr {network} tcp dport {{ {SMTP_PORTS} }} tcp flags syn / syn,ack counter name smtp_from_hosts
+                ip6 saddr fd99:0:0:{lab.number:x}::/64 tcp dport {{ {SMTP_PORTS} }} tcp flags syn / syn,ack counter name smtp_from_hosts
+              }}
+              chain leave {{
+                type nat hook postrouting priority 100;
+                ip saddr {network} ip daddr != {network} masquerade
+              }}
+            }}""",
+        )
+
+
+def forward_rules(lab: Lab) -> list[str]:
+    """Handles of our rules in a FORWARD chain that drops by default, as Docker leaves behind."""
+    listing = run("nft", "-a", "list", "chain", "ip", "filter", "FORWARD", check=False)
+    return re.findall(rf'comment "{lab.table}" # handle (\d+)', listing)
+
+
+def open_forwarding(lab: Lab) -> None:
+    """Let the hosts' packets through where another program drops forwarded ones."""
+    listing = run("nft", "list", "chain", "ip", "filter", "FORWARD", check=False)
+    if "policy drop" in listing and not forward_rules(lab):
+        for side in ("saddr", "daddr"):
+            rule = f'ip {side} 10.99.{lab.number}.0/24 accept comment "{lab.table}"'
+            run("nft", "insert", "rule", "ip", "filter", "FORWARD", *rule.split())
+
+
+def tear_down(lab: Lab) -> None:
+    """Remove every trace of the lab: hosts, network, firewall rules, files."""
+    for host in lab.hosts():
+        host.destroy()
+    kill(stub_processes(lab))
+    run("ip", "link", "del", lab.interface, check=False)
+    run("nft", "delete", "table", "inet", lab.table, check=False)
+    for handle in forward_rules(lab):
+        run("nft", "delete", "rule", "ip", "filter", "FORWARD", "handle", handle)
+    shutil.rmtree(lab.path, ignore_errors=True)
+    was_off = LABS / "ip_forward_was_off"
+    if was_off.exists() and not list(LABS.glob("*/checkout")):
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+        was_off.unlink()
+
+
+# --- the platform's stand-in -------------------------------------------------------------------
+
+
+def stub_processes(lab: Lab, port: int | None = None) -> list[int]:
+    """Return the stubs that run in the lab, or the one on a port."""
+    wanted = [str(STUB), f"--address={lab.gateway}", *([f"--port={port}"] if port else [])]
+    return processes(lambda words: set(wanted) <= set(words))
+
+
+def start_stub(lab: Lab, port: int, api_key: str) -> None:
+    """Start the platform's stand-in on the gateway, in place of one that runs there.
+
+    Its control port is the one above its port.
+    """
+    set_up(lab)
+    kill(stub_processes(lab, port))
+    log = (lab.path / f"stub-{port}.log").open("w")
+    subprocess.Popen(
+        [
+            *(sys.executable, str(STUB), f"--address={lab.gateway}", f"--port={port}"),
+            *(f"--control-port={port + 1}", f"--api-key={api_key}"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        cwd="/",
+    )
+    deadline = time.monotonic() + STUB_SECONDS
+    while time.monotonic() < deadline:
+        if "ready" in Path(log.name).read_text():
+            return
+        time.sleep(0.05)
+    raise TestHostError("the platform stub did not start:\n" + Path(log.name).read_text())
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def image(release: str) -> Path:
+    """Return the unpacked minimal root file system of a Debian release, built if need be."""
+    root = IMAGES / release
+    stamp = IMAGES / f"{release}.packages"
+    with locked(IMAGES / f"{release}.lock"):
+        fresh = stamp.exists() and time.time() - stamp.stat().st_mtime < IMAGE_AGE_SECONDS
+        if fresh and stamp.read_text() == PACKAGES:
+            return root
+        if mounted_over(root):
+            print(f"{release}: the image is old, but in use; keeping it", file=sys.stderr)
+            return root
+        print(f"{release}: building the root file system (about 40 s)", file=sys.stderr)
+        stamp.unlink(missing_ok=True)
+        shutil.rmtree(root, ignore_errors=True)
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}"]
+        run(*command, release, str(root), *([MIRROR] if MIRROR else []))
+        # A key or an id in the image would be the same on every host.
+        for each in [*root.glob("etc/ssh/ssh_host_*"), root / "etc/machine-id"]:
+            each.unlink(missing_ok=True)
+        stamp.write_text(PACKAGES)
+        return root
+
+
+def mounted_over(root: Path) -> bool:
+    """Tell whether a running host's overlay stands on this image."""
+    return f"lowerdir={root}," in Path("/proc/mounts").read_text()
+
+
+def nameservers() -> str:
+    """Return a resolv.conf that works from another network namespace."""
+    for path in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
+        found = re.findall(r"^nameserver\s+(\S+)", path.read_text(), re.M) if path.exists() else []
+        usable = [each for each in found if not each.startswith(("127.", "::1"))]
+        if usable:
+            return "".join(f"nameserver {each}\n" for each in usable)
+    raise TestHostError("no name server besides loopback in /etc/resolv.conf; add one")
+
+
+# --- one host -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Host:
+    """One test host of a lab; its folder holds everything that is known of it."""
+
+    lab: Lab
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.lab.path / self.name
+
+    @property
+    def root(self) -> Path:
+        return self.path / "root"
+
+    @property
+    def index(self) -> int:
+        return int((self.path / "index").read_text())
+
+    @property
+    def address(self) -> str:
+        return f"10.99.{self.lab.number}.{self.index}"
+
+    @property
+    def address6(self) -> str:
+        return f"fd99:0:0:{self.lab.number:x}::{self.index:x}"
+
+    @property
+    def machine(self) -> str:
+        """Name of the namespace and of the machine in systemd-nspawn's eyes."""
+        return f"mx{self.lab.number}-{self.name}"
+
+    @property
+    def link(self) -> str:
+        """Name of this machine's end of the cable (at most 15 characters)."""
+        return f"mx{self.lab.number}h{self.index}"
+
+    # -- life ---------------------------------------------------------------
+
+    def create(self, release: str) -> None:
+        """Make the host anew, whatever there was under its name, and wait until SSH answers."""
+        base = image(release)
+        set_up(self.lab)
+        self.destroy()
+        with locked(self.lab.path / "lock"):
+            taken = {host.index for host in self.lab.hosts()}
+            index = next(i for i in range(FIRST_ADDRESS, 255) if i not in taken)
+            for folder in ("upper", "work", "root"):
+                (self.path / folder).mkdir(parents=True)
+            (self.path / "index").write_text(str(index))
+        (self.path / "release").write_text(release)
+        self.mount(base)
+        self.furnish()
+        self.start()
+        self.wait_for_ssh()
+
+    def mount(self, base: Path) -> None:
+        layers = f"lowerdir={base},upperdir={self.path}/upper,workdir={self.path}/work"
+        run("mount", "-t", "overlay", "-o", layers, self.machine, str(self.root))
+
+    def furnish(self) -> None:
+        """Give the host its name, keys, name servers and the user who may sudo."""
+        run("chroot", str(self.root), "ssh-keygen", "-q", "-A")
+        run("chroot", str(self.root), "useradd", "-m", "-s", "/bin/bash", ADMIN)
+        key = self.lab.ssh_key.with_suffix(".pub").read_text()
+        for home, owner in (("root", "root"), (f"home/{ADMIN}", ADMIN)):
+            ssh = self.root / home / ".ssh"
+            ssh.mkdir(mode=0o700, exist_ok=True)
+            (ssh / "authorized_keys").write_text(key)
+            run("chroot", str(self.root), "chown", "-R", f"{owner}:{owner}", f"/{home}/.ssh")
+        (self.root / "etc/sudoers.d/admin").write_text(f"{ADMIN} ALL=(ALL) NOPASSWD: ALL\n")
+        (self.root / "etc/machine-id").write_text("")
+        (self.root / "etc/hostname").write_text(f"{self.name}\n")
+        (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
+        resolv = self.root / "etc/resolv.conf"
+        resolv.unlink(missing_ok=True)
+        resolv.write_text(nameservers())
+        host_key = (self.root / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[:2]
+        with locked(self.lab.path / "lock"):
+            known = self.lab.known_hosts
+            lines = known.read_text().splitlines() if known.exists() else []
+            lines = [each for each in lines if each.split()[0] != self.address]
+            known.write_text("\n".join([*lines, " ".join([self.address, *host_key])]) + "\n")
+
+    def start(self) -> None:
+        """Boot the host under a keeper process that boots it again after each reboot."""
+        with (self.path / "console.log").open("a") as console:
+            keeper = subprocess.Popen(
+                [sys.executable, __file__, "keep", self.name],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+                cwd="/",
+            )
+        (self.path / "keeper.pid").write_text(str(keeper.pid))
+
+    def keep(self) -> None:
+        """Boot, and boot again in a new network namespace as long as the host reboots."""
+        status = NSPAWN_REBOOT_STATUS
+        while status == NSPAWN_REBOOT_STATUS:
+            self.connect()
+            status = subprocess.run(
+                [
+                    *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot"),
+                    *(f"--directory={self.root}", f"--machine={self.machine}"),
+                    *(f"--hostname={self.name}", "--console=read-only"),
+                    *("--capability=CAP_NET_ADMIN", "--resolv-conf=off", "--timezone=off"),
+                    f"--network-namespace-path=/run/netns/{self.machine}",
+                ],
+                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+                stdin=subprocess.DEVNULL,
+                check=False,
+            ).returncode
+
+    def connect(self) -> None:
+        """Make a new network namespace and the cable into it.
+
+        The old one would keep the firewall's rules over a reboot.
+        """
+        self.disconnect()
+        inside = ("ip", "-n", self.machine)
+        run("ip", "netns", "add", self.machine)
+        run("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.machine)
+        for family, gateway, own in (
+            ("-4", f"{self.lab.gateway}/32", self.address),
+            ("-6", f"{self.lab.gateway6}/128", self.address6),
+        ):
+            nodad = ["nodad"] if family == "-6" else []
+            run("ip", family, "addr", "add", gateway, "dev", self.link, *nodad)
+            run(*inside, family, "addr", "add", own, "dev", "eth0", *nodad)
+        run("ip", "link", "set", self.link, "up")
+        run(*inside, "link", "set", "lo", "up")
+        run(*inside, "link", "set", "eth0", "up")
+        for family, gateway, own in (
+            ("-4", self.lab.gateway, self.address),
+            ("-6", self.lab.gateway6, self.address6),
+        ):
+            run("ip", family, "route", "replace", own, "dev", self.link)
+            run(*inside, family, "route", "add", gateway, "dev", "eth0")
+            run(*inside, family, "route", "add", "default", "via", gateway, "dev", "eth0")
+
+    def disconnect(self) -> None:
+        run("ip", "link", "del", self.link, check=False)
+        run("ip", "netns", "del", self.machine, check=False)
+
+    def destroy(self) -> None:
+        """Remove every trace of the host, running or left over."""
+        if not (self.path / "index").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        kill(self.processes())
+        self.disconnect()
+        if self.root.is_mount():
+            run("umount", "--recursive", str(self.root))
+        shutil.rmtree(self.path)
+
+    def processes(self) -> list[int]:
+        """Return the keeper, which must die first, and systemd-nspawn, with which the host dies."""
+        keeper = [__file__, "keep", self.name]
+        return processes(lambda words: words[1:4] == keeper or f"--machine={self.machine}" in words)
+
+    # -- access -------------------------------------------------------------
+
+    def ssh(self, *command: str) -> list[str]:
+        """Return the command line that runs a command on the host as root."""
+        options = ["-i", str(self.lab.ssh_key), "-o", f"UserKnownHostsFile={self.lab.known_hosts}"]
+        return ["ssh", *options, "-o", "BatchMode=yes", f"root@{self.address}", *command]
+
+    def wait_for_ssh(self) -> None:
+        """Wait until the host has booted and answers.
+
+        Raises:
+            TestHostError: it did not in BOOT_SECONDS; the message has the end of the console.
+        """
+        deadline = time.monotonic() + BOOT_SECONDS
+        probe = self.ssh("-o", "ConnectTimeout=2", "systemctl is-system-running --wait")
+        while time.monotonic() < deadline:
+            done = subprocess.run(probe, capture_output=True, text=True, check=False)
+            if done.stdout.strip() in ("running", "degraded"):
+                return
+            time.sleep(0.2)
+        console = (self.path / "console.log").read_text(errors="replace").splitlines()[-30:]
+        raise TestHostError(f"{self.name} did not boot in {BOOT_SECONDS} s:\n" + "\n".join(console))
+
+    def facts(self) -> dict[str, str]:
+        """Return what an inventory needs to know."""
+        return {
+            "name": self.name,
+            "release": (self.path / "release").read_text(),
+            "address": self.address,
+            "address6": self.address6,
+        }
+
+
+def smtp_attempts(lab: Lab) -> int:
+    """Return how many connections to SMTP ports the hosts have tried since the lab was made."""
+    listing = run("nft", "-j", "list", "counter", "inet", lab.table, "smtp_from_hosts")
+    counters = [each["counter"] for each in json.loads(listing)["nftables"] if "counter" in each]
+    return int(counters[0]["packets"])
+
+
+def main() -> int:
+    """Read the command line and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("image", help="build the image").add_argument("release", choices=RELEASES)
+    create = commands.add_parser("create", help="make a host anew")
+    create.add_argument("name")
+    create.add_argument("release", choices=RELEASES)
+    for name, text in (
+        ("destroy", "remove a host"),
+        ("wait", "wait until a host has booted"),
+        ("keep", argparse.SUPPRESS),
+    ):
+        commands.add_parser(name, help=text).add_argument("name")
+    stub = commands.add_parser("stub", help="start the platform's stand-in on the gateway")
+    stub.add_argument("port", type=int)
+    stub.add_argument("api_key")
+    commands.add_parser("down", help="remove every trace of this checkout's hosts")
+    commands.add_parser("list", help="print this checkout's network and hosts as JSON")
+    commands.add_parser("smtp-attempts", help="print how often the hosts tried to send mail")
+    arguments = parser.parse_args()
+
+    try:
+        if os.geteuid() != 0:
+            raise TestHostError("test hosts need root: run this as root")
+        lab = this_lab()
+        match arguments.command:
+            case "image":
+                print(image(arguments.release))
+            case "down":
+                tear_down(lab)
+            case "list":
+                facts = {"gateway": lab.gateway, "gateway6": lab.gateway6, "folder": str(lab.path)}
+                print(json.dumps({**facts, "hosts": [host.facts() for host in lab.hosts()]}))
+            case "stub":
+                start_stub(lab, arguments.port, arguments.api_key)
+            case "smtp-attempts":
+                print(smtp_attempts(lab))
+            case command:
+                if not NAME.fullmatch(arguments.name):
+                    raise TestHostError(f"{arguments.name!r} is no host name: use a-z, 0-9 and -")
+                host = Host(lab, arguments.name)
+                if command == "create":
+                    host.create(arguments.release)
+                elif command == "destroy":
+                    host.destroy()
+                    if not lab.hosts():
+                        tear_down(lab)
+                elif command == "wait":
+                    host.wait_for_ssh()
+                else:
+                    host.keep()
+    except TestHostError as error:
+        print(f"testhost: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Talk SMTP to Postfix on this host, up to the recipients: no message is sent.
+
+No check of the files sees a misspelt restriction; this does. Prints what is wrong and exits 1.
+"""
+
+import smtplib
+import sys
+
+host = sys.argv[1]
+wrong = []
+with smtplib.SMTP("127.0.0.1", 25, local_hostname="probe.invalid", timeout=30) as smtp:
+    smtp.ehlo()
+    if not smtp.has_extn("starttls"):
+        wrong.append("STARTTLS is not offered")
+    smtp.mail("")
+    for recipient, accepted in ((f"postmaster@{host}", True), ("probe@relay-probe.invalid", False)):
+        code, text = smtp.rcpt(recipient)
+        if (code == 250) is not accepted:
+            wrong.append(f"RCPT TO:<{recipient}> was answered {code} {text.decode()}")
+print("\n".join(wrong))
+sys.exit(bool(wrong))
