@@ -70,7 +70,7 @@ MODES = (*SPECIAL, *FIXED)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a domain gets, after `delay_ms`; `interval_ms` is the pause between two dripped bytes."""
+    """What a domain gets, after `delay_ms`; `interval_ms` is the pause between dripped bytes."""
 
     mode: str
     delay_ms: int = 0
@@ -161,7 +161,7 @@ class Server(ThreadingHTTPServer):
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        # The TLS handshake belongs here, in the connection's thread, where it cannot hold up others.
+        # The TLS handshake belongs here, in the connection's own thread: it holds up nobody else.
         connection = self._tls.wrap_socket(request, server_side=True) if self._tls else request
         with self._connections_lock:
             self._connections.add(connection)

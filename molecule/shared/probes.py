@@ -20,6 +20,7 @@ from typing import TypeVar
 TIMEOUT_SECONDS = 60  # of one SMTP, IMAP or POP3 command
 DELIVERY_SECONDS = 60  # until an accepted message is in the mailbox
 POLL_SECONDS = 0.1
+poplib._MAXLINE = 2 * 1024 * 1024  # real mail has longer lines than Python's 2,048 bytes
 # Ends the headers that the MX itself puts on top: the Received header of its smtpd.
 OWN_HEADERS_END = re.compile(rb"\r\nReceived: from [^\r]*\r\n(?:[ \t][^\r]*\r\n)+", re.S)
 

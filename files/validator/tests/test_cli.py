@@ -112,13 +112,16 @@ def test_check_config(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(arguments) == 78
     daemon.key.unlink()
     assert cli.main(arguments) == 0
+    daemon.key.mkdir()
+    assert cli.main(arguments) == 78
     daemon.configure(level="loud")
     assert cli.main(arguments) == 78
     output = capsys.readouterr()
     assert output.out == ""
-    first, second = output.err.splitlines()
+    first, second, third = output.err.splitlines()
     assert first.startswith(f"mx-validator: {daemon.key}: the API key has blanks")
-    assert second.startswith(f"mx-validator: {daemon.config}: [log] level is 'loud'")
+    assert second.endswith("cannot read the API key: Is a directory")
+    assert third.startswith(f"mx-validator: {daemon.config}: [log] level is 'loud'")
     assert "s3cret" not in output.err
 
 
@@ -131,6 +134,21 @@ def test_configuration_missing(command: list[str], tmp_path: Path, daemon: Daemo
         result = daemon.run(*command)
         assert result.returncode == 78
         assert f"{daemon.config}: cannot be read: No such file or directory" in result.stderr
+
+
+def test_unexpected_error_ends_the_daemon_for_sure(daemon: Daemon) -> None:
+    (daemon.directory / "sitecustomize.py").write_text(
+        "import threading, time, mx_validator.service\n"
+        "async def run(_):\n"
+        "    threading.Thread(target=time.sleep, args=(3600,)).start()\n"
+        "    raise KeyError('surprise')\n"
+        "mx_validator.service.run = run\n"
+    )
+    daemon.environment["PYTHONPATH"] = f"{daemon.directory}:{daemon.environ['PYTHONPATH']}"
+    result = daemon.run("serve")
+    assert result.returncode == 70
+    assert "CRITICAL ended by an unexpected error\\nTraceback" in result.stderr
+    assert "KeyError: 'surprise'\n" in result.stderr
 
 
 @pytest.mark.parametrize(

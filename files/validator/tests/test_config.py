@@ -142,7 +142,7 @@ def test_certificates_must_be_there_for_https(content: str | None, tmp_path: Pat
     with pytest.raises(
         ConfigError, match=r"\[platform\] ca_file is .*: give a readable file of CA"
     ):
-        read(tmp_path, text.replace("http:", "https:"))
+        read(tmp_path, text.replace("http:", "HTTPS:"))
 
 
 @pytest.mark.parametrize("content", [b"key-1.~", b"key-1.~\n", b" key-1.~ \r\n"])

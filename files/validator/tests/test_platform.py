@@ -214,6 +214,15 @@ async def test_new_target(stub: Stub, client: Client) -> None:
     assert await asker.ask("x.example") == ALLOW
 
 
+async def test_new_target_lets_a_question_under_way_be_answered(stub: Stub, client: Client) -> None:
+    stub.client.answer("x.example", "allow", delay_ms=200)
+    asker = client(stub.url)
+    asked = asyncio.create_task(asker.ask("x.example"))
+    await eventually_async(lambda: stub.client.count() == 1)
+    asker.set_target(Target(stub.url, "wrong", Path("/key"), Path("/none")))
+    assert await asked == ALLOW
+
+
 @pytest.mark.usefixtures("_logged")
 async def test_trouble_is_logged_when_it_begins_and_ends(
     stub: Stub, client: Client, caplog: pytest.LogCaptureFixture
@@ -300,10 +309,10 @@ NO = http(500, b"{}")
 async def test_one_connection_serves_many_questions(
     script: Callable[..., Script], client: Client
 ) -> None:
-    server = script([YES, NO, http(502, b"<html>"), YES])
+    server = script([YES, NO, http(500, b"<html>"), YES])
     asker = client(server.url)
     answers = [await asker.ask("x.example") for _ in range(4)]
-    assert answers == [ALLOW, DENY, deferred("platform answered 502"), ALLOW]
+    assert answers == [ALLOW, DENY, MODES["error_html"], ALLOW]
 
 
 async def test_headers(script: Callable[..., Script], client: Client) -> None:
@@ -319,6 +328,26 @@ async def test_headers(script: Callable[..., Script], client: Client) -> None:
         "Connection: keep-alive",
         f"Authorization: Bearer {API_KEY}",
     }
+
+
+async def test_idle_connection_is_probed(
+    stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, int]] = []
+    watch = platform._Call.watch
+
+    def spy(call: platform._Call, connection: socket.socket) -> None:
+        for level, option in (
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        ):
+            found.append((option, connection.getsockopt(level, option)))
+        watch(call, connection)
+
+    monkeypatch.setattr(platform._Call, "watch", spy)
+    await client(stub.url).ask("x.example")
+    assert found == [(socket.SO_KEEPALIVE, 1), (socket.TCP_KEEPIDLE, 30), (socket.TCP_NODELAY, 1)]
 
 
 async def test_connection_closed_while_idle(script: Callable[..., Script], client: Client) -> None:
@@ -438,8 +467,15 @@ async def test_redirect_with_an_endless_body(script: Callable[..., Script], clie
         [b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n"], itertools.repeat(b"x" * 65536)
     )
     server = script([endless])
-    reason = f"platform answered 302 with over {MAX_BODY_BYTES} bytes"
-    assert await client(server.url).ask("x.example") == deferred(reason)
+    assert await client(server.url).ask("x.example") == deferred("platform answered 302")
+
+
+async def test_refusal_of_the_key_counts_whatever_its_body(
+    script: Callable[..., Script], client: Client
+) -> None:
+    head = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 1000000000\r\n\r\n"
+    server = script([itertools.chain([head], itertools.repeat(b"x" * 65536))])
+    assert await client(server.url).ask("x.example") == MODES["forbidden"]
 
 
 async def test_redirect_to_another_host_does_not_get_the_key(

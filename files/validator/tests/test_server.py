@@ -51,8 +51,10 @@ async def responder() -> Responder:
 @contextlib.asynccontextmanager
 async def running(path: Path, server: Server) -> AsyncIterator[None]:
     await server.start(Listener(path).socket)
-    yield
-    await server.stop(drain_seconds=0.01)
+    try:
+        yield
+    finally:
+        await server.stop(drain_seconds=0.01)
 
 
 @pytest.fixture
@@ -245,6 +247,19 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not(
             assert await is_closed(reader)
         responder.free.set()
         assert await read(busy) == b"slow\n\n"
+
+
+async def test_idle_connection_that_does_not_read_is_closed(
+    tmp_path: Path, responder: Responder, connect: Connect
+) -> None:
+    server = Server(responder.respond, idle_seconds=0.01, sweep_seconds=0.02)
+    async with running(tmp_path / "policy", server):
+        _, writer = await connect()
+        transport = writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
+        writer.write(request_for("a" * 4000) * 1000)
+        await eventually_async(lambda: responder.answered and not server._connections)
 
 
 async def test_stop_lets_answers_be_finished(

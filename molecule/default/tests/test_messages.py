@@ -82,15 +82,15 @@ def test_forged_envelope_headers_are_removed(
         b"Return-Path: <inner@x.example>\r\nX-Original-To: inner@x.example\r\n\r\nbody\r\n"
     )
     forged = (
-        b"Return-Path: <forged@x.example>\r\nX-Original-To: forged@x.example\r\n"
-        b"Delivered-To: forged@x.example\r\nx-original-TO : forged@x.example\r\n"
-        b"X-Original-To:\r\n forged@x.example\r\n"
+        b"Return-Path: <fake@x.example>\r\nX-Original-To: fake@x.example\r\n"
+        b"Delivered-To: fake@x.example\r\nx-original-TO : fake@x.example\r\n"
+        b"X-Original-To:\r\n fake@x.example\r\n"
     )
     assert mailbox.send(f"real@{domain}", forged + kept).code == 250
     (message,) = mailbox.fetch_when(1)
     assert message.original_to == f"real@{domain}"
     assert message.sent == kept
-    assert b"forged" not in message.raw
+    assert b"fake@" not in message.raw
 
 
 @pytest.mark.parametrize("name", BODIES)

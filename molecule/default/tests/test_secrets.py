@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from platform_stub import StubClient
 from probes import Mx, eventually
 from testinfra.host import Host
 
 SECRETS = ("oempro_admin_api_key", "catchall_password")
 
 
+def pattern_of(secret: str) -> str:
+    """Return a pattern that does not match the command line that looks for it."""
+    return f"[{secret[0]}]{secret[1:]}"
+
+
 @pytest.mark.parametrize("name", SECRETS)
 def test_secret_is_in_no_log_and_no_command_line(
     host: Host, variables: dict[str, Any], name: str
 ) -> None:
-    secret = variables[name]
-    host.check_output("journalctl --flush")
-    assert host.run("grep -r -l -F -e %s /var/log", secret).stdout == ""
-    assert host.run("journalctl --no-pager | grep -F -v 'grep -F' | grep -F -e %s", secret).rc == 1
-    lines = host.check_output("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'")
-    assert [line for line in lines.splitlines() if line == secret] == []
+    pattern = pattern_of(variables[name])
+    assert host.run("grep -r -l -e %s /var/log", pattern).stdout == ""
+    assert host.run("journalctl --no-pager | grep -e %s", pattern).rc == 1
+    found = host.run("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | grep -a -e %s", pattern)
+    assert found.rc == 1
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -29,8 +32,8 @@ def test_secret_is_in_no_file_that_others_read(
     host: Host, variables: dict[str, Any], name: str
 ) -> None:
     found = host.run(
-        "find /etc /opt /run /usr/local /var -xdev -type f -perm /o+r -exec grep -l -F -e %s {} +",
-        variables[name],
+        "find /etc /opt /run /usr/local /var -xdev -type f -perm /o+r -exec grep -l -e %s {} +",
+        pattern_of(variables[name]),
     )
     assert found.stdout == ""
 
@@ -38,7 +41,7 @@ def test_secret_is_in_no_file_that_others_read(
 def test_password_is_stored_as_a_hash_only(host: Host, variables: dict[str, Any]) -> None:
     users = host.file("/etc/dovecot/users")
     assert users.content_string.startswith("catchall:{SHA512-CRYPT}$6$")
-    found = host.run("grep -r -l -F -e %s /etc /var", variables["catchall_password"])
+    found = host.run("grep -r -l -e %s /etc /var", pattern_of(variables["catchall_password"]))
     assert found.stdout == ""
 
 
@@ -72,11 +75,14 @@ def test_daemon_has_no_privileges(host: Host) -> None:
 
 
 def test_daemon_cannot_write_its_own_code(host: Host) -> None:
-    writable = host.check_output(
-        "setpriv --reuid=mx-validator --regid=mx-validator --init-groups "
-        "find /opt /etc /usr /var/lib /var/log -xdev -writable -not -type l"
+    found = host.run(
+        "cd / && setpriv --reuid=mx-validator --regid=mx-validator --init-groups "
+        "find /opt /etc /usr /var -xdev -writable -not -type l"
     )
-    assert writable == ""
+    own = "/var/spool/postfix/mx-validator"  # where its socket is
+    everybody = {"/var/tmp", "/var/lock"}
+    writable = {path for path in found.stdout.splitlines() if not path.startswith(own)}
+    assert writable <= everybody
 
 
 def test_what_listens(host: Host) -> None:
@@ -92,9 +98,9 @@ def test_what_listens(host: Host) -> None:
     }
 
 
-def test_password_in_clear_is_refused(mx: Mx, platform: StubClient) -> None:
+def test_password_is_welcome_under_tls(mx: Mx) -> None:
     with mx.imap() as session:
-        assert "LOGINDISABLED" not in session.capabilities  # under TLS it is welcome
+        assert "LOGINDISABLED" not in session.capabilities
 
 
 def test_wrong_password_is_refused(mx: Mx) -> None:

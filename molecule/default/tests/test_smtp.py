@@ -40,7 +40,7 @@ def test_one_question_per_recipient_with_the_domain_alone(
     (request,) = platform.requests()
     assert request["domain"] == domain
     assert request["query"] == f"domain={domain}"
-    assert request["key_right"] is True
+    assert request["authorized"] is True
 
 
 def test_domain_is_asked_in_lower_case_and_encoded(
@@ -49,17 +49,21 @@ def test_domain_is_asked_in_lower_case_and_encoded(
     platform.answer(domain, "allow")
     assert mx.rcpt(f"a@{domain.upper()}").code == 250
     assert mx.rcpt(f"a@{domain}.").code == 250
-    # A domain in UTF-8 reaches the platform in its ASCII form, and nothing of it breaks the URL.
+    assert {request["domain"] for request in platform.requests()} == {domain}
+
+
+@pytest.mark.parametrize("label", ["bücher", "b&x=1", "b+c", "b/../c"])
+def test_domain_outside_ascii_letters_is_refused(
+    mx: Mx, platform: StubClient, domain: str, label: str
+) -> None:
+    """SMTPUTF8 is not offered; an internationalised domain comes in its ASCII form."""
+    platform.default("allow")
     with mx.smtp() as session:
         session.command("MAIL FROM:<>")
-        session.send(f"RCPT TO:<a@bü&x=.{domain}>\r\n".encode())
+        session.send(f"RCPT TO:<a@{label}.{domain}>\r\n".encode())
         assert 500 <= session.getreply()[0] < 600
-        session.send(f"RCPT TO:<a@bücher.{domain}>\r\n".encode())
-        assert session.getreply()[0] in (451, 554)
-    assert {request["domain"] for request in platform.requests()} <= {
-        domain,
-        f"xn--bcher-kva.{domain}",
-    }
+        assert session.command(f"RCPT TO:<a@xn--bcher-kva.{domain}>").code == 250
+    assert [request["domain"] for request in platform.requests()] == [f"xn--bcher-kva.{domain}"]
 
 
 def test_platform_cannot_say(mx: Mx, platform: StubClient, domain: str) -> None:
@@ -106,7 +110,6 @@ MALFORMED = (
     "a@b c.example",
     "a@.example",
     "a@",
-    "@example.com",
 )
 
 
@@ -132,19 +135,20 @@ def test_message_too_large(mx: Mx, platform: StubClient, domain: str) -> None:
         assert session.esmtp_features["size"] == str(limit)
         reply = session.command(f"MAIL FROM:<> SIZE={limit + 1}")
         assert (reply.code, reply.text[:5]) == (552, "5.3.4")
-        session.command("MAIL FROM:<>")
-        session.command(f"RCPT TO:<a@{domain}>")
+        session.command("RSET")
+        assert session.command("MAIL FROM:<>").code == 250
+        assert session.command(f"RCPT TO:<a@{domain}>").code == 250
         assert session.message(b"Subject: x\r\n\r\n" + (b"x" * 998 + b"\r\n") * 52_500).code == 552
 
 
 def test_too_little_disk(host: Host, mx: Mx, platform: StubClient, domain: str) -> None:
     platform.answer(domain, "allow")
     minimum = host.check_output("postconf -h queue_minfree")
-    free = host.check_output("stat -f -c '%%a * %%S' /var/spool/postfix")
+    free = host.check_output("stat -f -c '%a * %S' /var/spool/postfix")
     # Asking for more space than there is stands for a disk that has less.
-    host.check_output("postconf -e queue_minfree=$(( (%s) * 2 )) && postfix reload", free)
+    host.check_output(f"postconf -e queue_minfree=$(({free} * 2)) && postfix reload")
     try:
-        reply = eventually(lambda: mx.rcpt(f"a@{domain}"), lambda seen: seen.code != 250)
+        eventually(lambda: mx.rcpt(f"a@{domain}").code, lambda code: code != 250)
         with mx.smtp() as session:
             reply = session.command("MAIL FROM:<>")
     finally:

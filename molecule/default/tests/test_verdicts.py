@@ -21,7 +21,7 @@ def test_deferred(mx: Mx, platform: StubClient, domain: str, mode: str) -> None:
     assert mx.rcpt(f"a@{domain}").code == 451
     # Nothing of it is remembered: the next question gets the platform's word.
     platform.answer(domain, "allow")
-    assert mx.rcpt(f"a@{domain}").code == 250
+    eventually(lambda: mx.rcpt(f"a@{domain}").code, lambda code: code == 250)
 
 
 def test_deferred_when_the_connection_is_refused(mx: Mx, platform: StubClient, domain: str) -> None:
@@ -47,10 +47,10 @@ def test_refused_key_is_an_error_in_the_log(
     platform.answer(domain, "allow")
     mx.rcpt(f"a@{domain}")  # the key is accepted: the log tells of a change
     platform.answer(f"x.{domain}", mode)
-    before = int(host.check_output("stat -c %%s %s", LOG))
+    before = host.file(LOG).size
     mx.rcpt(f"a@x.{domain}")
     new = eventually(
-        lambda: host.check_output("tail -c +%s %s", before + 1, LOG), lambda text: "ERROR" in text
+        lambda: host.check_output(f"tail -c +{before + 1} {LOG}"), lambda text: "ERROR" in text
     )
     assert "API key" in new
     assert "refused" in new

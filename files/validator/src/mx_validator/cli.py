@@ -113,8 +113,12 @@ def _serve(path: Path) -> int:
     except (AlreadyRunningError, OSError) as error:
         logger.critical("cannot serve: %s", error)
         code = os.EX_CANTCREAT
+    except Exception:
+        logger.critical("ended by an unexpected error", exc_info=True)
+        code = os.EX_SOFTWARE
     logging.shutdown()
-    # Not by return: the interpreter would wait for a thread that sits in a DNS lookup.
+    # Whatever happened, not by return: the interpreter would wait for a thread that sits in a DNS
+    # lookup, and nobody would start the daemon again meanwhile.
     os._exit(code)
 
 
@@ -153,8 +157,11 @@ def _exchange(place: Path, question: bytes) -> bytes:
 
 def _check_config(path: Path) -> int:
     config = read_config(path)
-    if config.api_key_file.exists():
+    try:
         read_api_key(config.api_key_file)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
     return os.EX_OK
 
 

@@ -59,7 +59,7 @@ def read_config(path: Path) -> Config:
         socket=values.socket("server", "socket"),
         log_level=values.choice("log", "level", LOG_LEVELS, DEFAULT_LOG_LEVEL),
     )
-    if config.url.startswith("https:"):
+    if config.url.lower().startswith("https:"):
         values.check_certificates("platform", "ca_file", config.ca_file)
     return config
 

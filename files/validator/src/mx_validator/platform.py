@@ -33,7 +33,16 @@ THREADS = 8  # questions at a time; memory answers nearly all, and the platform 
 # a verdict that comes too late for one sender is in memory for the next.
 QUESTION_SECONDS = 12.0
 CONNECT_SECONDS = 3.0  # for each address of the platform's host
+STATUSES_WITH_VERDICT = frozenset({200, 500})  # of others the body is not even read
 MAX_BODY_BYTES = 65536  # a verdict has 100; what is larger is no verdict
+# An idle connection shows that it is alive, to firewalls that forget silent ones, and to us: on a
+# dead one the next question would only run out of time.
+KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),  # seconds until the first probe
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),  # seconds between two
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),  # probes without an answer are the end
+]
 
 logger = logging.getLogger(__name__)
 
@@ -153,14 +162,15 @@ class _Adapter(HTTPAdapter):
     """An adapter of such connections."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on unread
-        super().init_poolmanager(*args, **kwargs)
+        options = [*HTTPConnection.default_socket_options, *KEEPALIVE]
+        super().init_poolmanager(*args, socket_options=options, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
 class _Session(requests.Session):
-    """A session that never looks at where a redirect leads, nor reads its body to find out."""
+    """A session without redirects: requests reads their whole body even when told not to follow."""
 
-    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - the base's signature
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - overridden
         return None
 
 
@@ -261,16 +271,17 @@ class PlatformClient:
             allow_redirects=False,
             stream=True,
         ) as response:
+            status = response.status_code
+            if status not in STATUSES_WITH_VERDICT:
+                return judge(status, b"")
             body = response.raw.read(MAX_BODY_BYTES + 1, decode_content=False)
             if len(body) > MAX_BODY_BYTES:
-                reason = (
-                    f"platform answered {response.status_code} with over {MAX_BODY_BYTES} bytes"
-                )
+                reason = f"platform answered {status} with over {MAX_BODY_BYTES} bytes"
                 return Outcome(Verdict.DEFER, reason)
             # urllib3 1.26 takes a body that was cut short for a whole one.
             if response.headers.get("Content-Length", str(len(body))) != str(len(body)):
-                return Outcome(Verdict.DEFER, "platform's answer was cut short")
-            return judge(response.status_code, body)
+                return Outcome(Verdict.DEFER, f"platform answered {status}, but was cut short")
+            return judge(status, body)
 
     def _report(self, outcome: Outcome) -> None:
         """Log when the platform begins and when it ceases to give verdicts, not every time."""

@@ -67,23 +67,24 @@ class RequestParser:
             if len(self._buffer) >= MAX_REQUEST_BYTES:
                 raise ProtocolError(f"request of more than {MAX_REQUEST_BYTES} bytes")
             return None
-        lines = bytes(self._buffer[:end]).split(b"\n")
+        request = bytes(self._buffer[:end])
         del self._buffer[: end + len(_END)]
-        return _request(_attributes(lines))
+        return _request(_attributes(request))
 
 
-def _attributes(lines: list[bytes]) -> dict[bytes, bytes]:
+def _attributes(request: bytes) -> dict[bytes, bytes]:
+    lines = request.split(b"\n")
     if len(lines) > MAX_REQUEST_LINES:
         raise ProtocolError(f"request of more than {MAX_REQUEST_LINES} lines")
+    if len(request) > MAX_LINE_BYTES and max(map(len, lines)) > MAX_LINE_BYTES:
+        raise ProtocolError(f"line of more than {MAX_LINE_BYTES} bytes")
+    if b"\0" in request:
+        raise ProtocolError("NUL in a line")
     found: dict[bytes, bytes] = {}
     for line in lines:
         name, separator, value = line.partition(b"=")
         if not separator:
             raise ProtocolError("line without '='")
-        if len(line) > MAX_LINE_BYTES:
-            raise ProtocolError(f"line of more than {MAX_LINE_BYTES} bytes")
-        if b"\0" in line:
-            raise ProtocolError("NUL in a line")
         if name in _NAMES_READ:
             # The README lets a server keep either; but two recipients leave a doubt.
             if name in found:

@@ -140,7 +140,8 @@ class _Connection(asyncio.Protocol):
 
     def close_if_idle_since(self, moment: float) -> None:
         if self._task is None and self._last_read <= moment:
-            self._transport.close()
+            # Not close(): that would wait for a peer that has stopped reading.
+            self._transport.abort()
 
     def _answer(self) -> None:
         """Answer what has been read, as far as that is possible without waiting."""

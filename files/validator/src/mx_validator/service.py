@@ -78,7 +78,7 @@ class _Service:
         try:
             config, target = _read(self._path)
         except ConfigError as error:
-            logger.error("not reloaded, everything stays as it was: %s", error)  # noqa: TRY400 - the text says it all
+            logger.error("not reloaded, everything stays as it was: %s", error)  # noqa: TRY400 - no traceback needed
             return
         if config.socket != self.config.socket:
             logger.warning("the socket stays at %s until a restart", self.config.socket)
