@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,8 +46,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     if report.failed and isinstance(item, pytest.Function) and "host" in item.funcargs:
         host = item.funcargs["host"]
         for log in LOGS:
-            tail = host.run("tail -n 40 %s", log)
-            report.sections.append((f"{host.backend.get_hostname()}:{log}", tail.stdout))
+            with contextlib.suppress(RuntimeError):  # the host may be what failed
+                tail = host.run("tail -n 40 %s", log)
+                report.sections.append((f"{host.backend.get_hostname()}:{log}", tail.stdout))
     return report
 
 
@@ -121,11 +123,13 @@ class Run:
 def site(host: Host) -> Any:
     """Run the playbook against the host, as an operator does."""
 
-    def run(*arguments: str, check: bool = True, **extra: object) -> Run:
+    def run(
+        *arguments: str, check: bool = True, inventory: Path = INVENTORY, **extra: object
+    ) -> Run:
         name = host.backend.get_hostname()
         done = subprocess.run(
             [
-                *("ansible-playbook", f"--inventory={INVENTORY}", f"--limit={name}", "site.yml"),
+                *("ansible-playbook", f"--inventory={inventory}", f"--limit={name}", "site.yml"),
                 *(f"--extra-vars={json.dumps(extra)}", *arguments),
             ],
             cwd=PROJECT,

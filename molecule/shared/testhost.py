@@ -365,6 +365,14 @@ class Host:
         """Name of this machine's end of the cable (at most 15 characters)."""
         return f"mx{self.lab.number}h{self.index}"
 
+    @property
+    def cgroup(self) -> Path:
+        """Folder of the host's control group, in the version 2 hierarchy."""
+        mounts = re.search(r"^\S+ (\S+) cgroup2 ", Path("/proc/mounts").read_text(), re.M)
+        if not mounts:
+            raise TestHostError("no cgroup2 file system is mounted; boot with systemd's default")
+        return Path(mounts[1]) / self.machine
+
     # -- life ---------------------------------------------------------------
 
     def create(self, release: str) -> None:
@@ -426,7 +434,13 @@ class Host:
         (self.path / "keeper.pid").write_text(str(keeper.pid))
 
     def keep(self) -> None:
-        """Boot, and boot again in a new network namespace as long as the host reboots."""
+        """Boot, and boot again in a new network namespace as long as the host reboots.
+
+        In a control group of its own: the hosts' systemds would otherwise share theirs, and each
+        would wait for the end of the others' services.
+        """
+        self.cgroup.mkdir(exist_ok=True)
+        (self.cgroup / "cgroup.procs").write_text(str(os.getpid()))
         status = NSPAWN_REBOOT_STATUS
         while status == NSPAWN_REBOOT_STATUS:
             self.connect()
@@ -481,6 +495,8 @@ class Host:
             return
         kill(self.processes())
         self.disconnect()
+        for folder, _, _ in os.walk(self.cgroup, topdown=False):
+            os.rmdir(folder)
         if self.root.is_mount():
             run("umount", "--recursive", str(self.root))
         shutil.rmtree(self.path)

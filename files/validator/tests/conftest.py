@@ -13,10 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from platform_stub import PlatformStub, StubClient
 
 SOURCE = Path(__file__).parent.parent / "src"
 API_KEY = "Zm9vYmFy-the-key-0123456789"
+# A busy machine is no failure, and nothing is left behind in the working directory.
+settings.register_profile(
+    "here", deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.load_profile("here")
+
 PATIENCE = 20.0  # seconds until a test gives up; nothing takes that long unless it is broken
 
 

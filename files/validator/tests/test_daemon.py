@@ -122,16 +122,17 @@ def test_end_waits_for_the_answer_under_way(
     assert daemon.wait() == 0
 
 
-def test_second_sigterm_ends_at_once(daemon: Daemon, stub: Stub) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_ends_at_once(number: signal.Signals, daemon: Daemon, stub: Stub) -> None:
     stub.client.answer("slow.example", "hang")
     daemon.start()
     with daemon.connect() as connection:
         connection.sendall(request_for("joe@slow.example"))
         eventually(lambda: stub.client.count() == 1)
-        daemon.signal(signal.SIGTERM)
+        daemon.signal(number)
         eventually(lambda: "finishing 1 answers" in daemon.log)
-        daemon.signal(signal.SIGTERM)
-        assert daemon.wait() == -signal.SIGTERM
+        daemon.signal(number)
+        assert daemon.wait() == -number
 
 
 def test_end_does_not_wait_for_a_stuck_dns_lookup(daemon: Daemon) -> None:

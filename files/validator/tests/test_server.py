@@ -28,6 +28,7 @@ class Responder:
     def __init__(self) -> None:
         self.free = asyncio.Event()
         self.slow = 0
+        self.given_up = 0
         self.answered = 0
 
     def respond(self, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
@@ -39,7 +40,11 @@ class Responder:
 
     async def _later(self, recipient: str) -> bytes:
         self.slow += 1
-        await self.free.wait()
+        try:
+            await self.free.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
         return f"{recipient}\n\n".encode()
 
 
@@ -206,6 +211,7 @@ async def test_who_leaves_is_forgotten(
                 writer.write(request_for("a"))
                 answer = await asyncio.wait_for(reader.read(3), PATIENCE)
         assert answer == b"a\n\n"
+        assert responder.given_up == 1
 
 
 async def test_too_many_connections(

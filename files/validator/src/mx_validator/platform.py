@@ -197,10 +197,7 @@ class PlatformClient:
 
     def set_target(self, target: Target) -> None:
         """Ask `target` from the next question on."""
-        # Closing would break a question under way; then the idle connections are left to go with
-        # the last reference to their session.
-        if not self._calls:
-            self._session.close()
+        self._session.close()
         self._target = target
         self._session = _session(target)
 
@@ -330,8 +327,9 @@ def _session(target: Target) -> requests.Session:
 
 
 def _broke_unanswered(error: requests.ConnectionError) -> bool:
-    """Whether the connection ended where the answer should have begun."""
-    return bool(error.args) and isinstance(error.args[0], urllib3.exceptions.ProtocolError)
+    """Whether the connection, or its pool after a reload, was closed before any answer."""
+    closed = (urllib3.exceptions.ProtocolError, urllib3.exceptions.ClosedPoolError)
+    return bool(error.args) and isinstance(error.args[0], closed)
 
 
 def _cause(error: BaseException) -> str:

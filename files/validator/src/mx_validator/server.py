@@ -118,7 +118,7 @@ class _Connection(asyncio.Protocol):
         if self._task is None and self._can_write:
             self._answer()
         else:
-            # Who sends on without waiting is not listened to meanwhile: the buffer stays small.
+            # Who sends on without waiting, or without reading, is not listened to meanwhile.
             self._transport.pause_reading()
 
     def pause_writing(self) -> None:
@@ -146,7 +146,7 @@ class _Connection(asyncio.Protocol):
     def _answer(self) -> None:
         """Answer what has been read, as far as that is possible without waiting."""
         try:
-            while self._can_write and not self._transport.is_closing():
+            while not self._transport.is_closing():
                 request = self._parser.take()
                 if request is None:
                     self._transport.resume_reading()

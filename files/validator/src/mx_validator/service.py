@@ -46,9 +46,7 @@ async def run(path: Path) -> None:
         finally:
             listener.remove()
         for number in (signal.SIGTERM, signal.SIGINT):
-            # The second one ends the process at once.
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         await service.server.stop()
         service.client.close()
     logger.info("stopped")

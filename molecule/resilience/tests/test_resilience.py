@@ -1,0 +1,184 @@
+"""Kill it, stop it, reboot it: nothing accepted is lost, nothing authorised is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import smtplib
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from platform_stub import StubClient
+from probes import Mx, eventually
+from testinfra.host import Host
+
+TESTHOST = Path(__file__).resolve().parents[2] / "shared" / "testhost.py"
+MESSAGE = b"Subject: test\r\n\r\nHello.\r\n"
+SENDERS = 8
+QUEUE_SECONDS = 300  # until queued mail is tried again without anybody's help
+BOOT_SECONDS = 120
+
+
+class Flow:
+    """Senders that send one message after another, as mail servers do, and note every answer."""
+
+    def __init__(self, mx: Mx, domain: str) -> None:
+        self.accepted: set[str] = set()
+        self.replies: Counter[int] = Counter()
+        self._mx = mx
+        self._domain = domain
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._send, args=(n,)) for n in range(SENDERS)]
+
+    def __enter__(self) -> Flow:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self, sender: int) -> None:
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            recipient = f"bounce+{sender}-{number}@{self._domain}"
+            # A connection that is refused or breaks off is none of the answers that count.
+            with contextlib.suppress(OSError, smtplib.SMTPException):
+                code = self._mx.send(recipient, MESSAGE).code
+                with self._lock:
+                    self.replies[code] += 1
+                    if code == 250:
+                        self.accepted.add(recipient)
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more messages have been accepted."""
+        goal = len(self.accepted) + more
+        eventually(lambda: len(self.accepted), lambda seen: seen >= goal)
+
+
+@pytest.fixture
+def allowed(platform: StubClient, domain: str) -> str:
+    """A domain that the platform confirms."""
+    platform.answer(domain, "allow")
+    return domain
+
+
+def validators(host: Host) -> list[str]:
+    """Process numbers of the validators that run."""
+    found: list[str] = host.run("pgrep -u mx-validator").stdout.split()
+    return found
+
+
+def recipients(mx: Mx, count: int, seconds: float = 120) -> set[str]:
+    return {message.original_to for message in mx.fetch_when(count, seconds)}
+
+
+def test_validator_killed(host: Host, mx: Mx, allowed: str) -> None:
+    (old,) = validators(host)
+    host.check_output(f"kill -9 {old}")
+    # Postfix asks again for some seconds, Supervisor needs less: the sender notices nothing.
+    assert mx.rcpt(f"a@{allowed}").code == 250
+    (new,) = validators(host)
+    assert new != old
+
+
+def test_supervisord_killed(host: Host, mx: Mx, allowed: str) -> None:
+    (old,) = validators(host)
+    daemon = host.check_output("systemctl show --property MainPID --value supervisor")
+    host.check_output(f"kill -9 {daemon}")
+    new = eventually(lambda: validators(host), lambda seen: len(seen) == 1 and seen != [old])
+    assert host.check_output("pgrep -c -x supervisord") == "1"
+    assert mx.rcpt(f"a@{allowed}").code == 250
+    assert validators(host) == new
+    # It is the copy that Supervisor knows, and it stays.
+    assert eventually(lambda: host.run("supervisorctl pid mx-validator").stdout.strip()) == new[0]
+
+
+def test_second_copy_is_refused(host: Host, mx: Mx, allowed: str) -> None:
+    done = host.run(
+        "timeout 30 setpriv --reuid=mx-validator --regid=mx-validator --init-groups mx-validator serve"
+    )
+    assert done.rc == 73, done  # EX_CANTCREAT
+    assert "policy" in done.stderr
+    assert mx.rcpt(f"a@{allowed}").code == 250
+
+
+@pytest.mark.parametrize(
+    "command", ["supervisorctl restart mx-validator", "pkill -9 -u mx-validator"]
+)
+def test_validator_restarts_while_mail_flows(
+    host: Host, mailbox: Mx, allowed: str, command: str
+) -> None:
+    with Flow(mailbox, allowed) as flow:
+        for _ in range(3):
+            flow.wait_for(SENDERS * 3)
+            host.check_output(command)
+        flow.wait_for(SENDERS * 3)
+    assert set(flow.replies) == {250}
+    assert recipients(mailbox, len(flow.accepted)) == flow.accepted
+
+
+def test_dovecot_stopped(host: Host, mailbox: Mx, allowed: str) -> None:
+    host.check_output("systemctl stop dovecot")
+    try:
+        with Flow(mailbox, allowed) as flow:
+            flow.wait_for(100)
+        assert set(flow.replies) == {250}
+        queued = host.check_output("postqueue -j").splitlines()
+        assert len(queued) == len(flow.accepted)
+    finally:
+        host.check_output("systemctl start dovecot")
+    assert recipients(mailbox, len(flow.accepted), QUEUE_SECONDS) == flow.accepted
+    assert host.check_output("postqueue -j") == ""
+
+
+def test_reload_while_mail_flows(host: Host, mailbox: Mx, allowed: str) -> None:
+    with Flow(mailbox, allowed) as flow:
+        for service in ("postfix", "dovecot", "postfix", "dovecot"):
+            flow.wait_for(SENDERS * 2)
+            host.check_output(f"systemctl reload {service}")
+        flow.wait_for(SENDERS * 2)
+    assert set(flow.replies) == {250}
+    assert recipients(mailbox, len(flow.accepted), QUEUE_SECONDS) == flow.accepted
+
+
+@contextlib.contextmanager
+def rebooted(host: Host) -> Iterator[None]:
+    """Reboot the host; wait at the end of the block until it is up again."""
+    name = host.backend.get_hostname()
+    before = host.check_output("cat /proc/sys/kernel/random/boot_id")
+    host.run("systemd-run --on-active=1 systemctl reboot")
+    yield
+
+    def boot_id() -> str:
+        with contextlib.suppress(RuntimeError):  # SSH does not answer
+            return str(host.run("cat /proc/sys/kernel/random/boot_id").stdout.strip())
+        return before
+
+    eventually(boot_id, lambda seen: seen not in ("", before), BOOT_SECONDS)
+    subprocess.run([TESTHOST, "wait", name], check=True)
+
+
+def test_reboot(host: Host, mailbox: Mx, allowed: str) -> None:
+    host.check_output("systemctl stop dovecot")  # so that some mail is in the queue
+    with Flow(mailbox, allowed) as flow:
+        flow.wait_for(SENDERS * 2)
+        queued = set(flow.accepted)
+        with rebooted(host):
+            pass
+        flow.wait_for(SENDERS * 2)
+    # While it comes up a sender may be told to try again, never to give up.
+    assert set(flow.replies) <= {250, 451}
+    assert queued <= recipients(mailbox, len(flow.accepted), QUEUE_SECONDS) == flow.accepted
+    assert len(validators(host)) == 1
+    for service in ("postfix", "dovecot", "supervisor"):
+        assert host.service(service).is_running
+        assert host.service(service).is_enabled
+    assert host.check_output("systemctl --failed --no-legend") == ""
