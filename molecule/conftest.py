@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from testinfra.host import Host
+
 from platform_stub import StubClient
 from probes import Mx
-from testinfra.host import Host
 
 PROJECT = Path(__file__).resolve().parents[1]
 INVENTORY = PROJECT / os.environ.get("MX_INVENTORY", "molecule/inventory")
@@ -44,7 +45,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Add the host's logs to the report of a failed test."""
     report = yield
     if report.failed and isinstance(item, pytest.Function) and "host" in item.funcargs:
-        host = item.funcargs["host"]
+        host: Any = item.funcargs["host"]
         for log in LOGS:
             with contextlib.suppress(RuntimeError):  # the host may be what failed
                 tail = host.run("tail -n 40 %s", log)

@@ -22,6 +22,7 @@ import smtplib
 import ssl
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ CONTROL_PORT = STUB_PORT + 1
 MAILBOX = "catchall"
 STAGES = 6
 STOP_SECONDS = 10  # for an interrupted command to end by itself
+MARGIN = " " * 6
 LINES_SHOWN = 8  # of a message
 
 OUR_DOMAIN = "bounces.example.com"
@@ -160,13 +162,18 @@ def say(text: str = "", end: str = "\n") -> None:
     print(text, end=end, flush=True)
 
 
+def tell(text: str, end: str = "\n") -> None:
+    """Say something below the heading of a stage."""
+    say(textwrap.indent(text, MARGIN), end)
+
+
 @contextlib.contextmanager
 def stage(number: int, text: str) -> Iterator[None]:
     """Say what is done, how far it is, and how long it took."""
     say(f"\n[{number}/{STAGES}] {text}")
     began = time.monotonic()
     yield
-    say(f"      done in {time.monotonic() - began:.0f} s")
+    tell(f"done in {time.monotonic() - began:.0f} s")
 
 
 def show(margin: str, text: str) -> None:
@@ -176,7 +183,7 @@ def show(margin: str, text: str) -> None:
         left_out = f"(... {len(lines) - LINES_SHOWN + 1} more lines ...)"
         lines = [*lines[: LINES_SHOWN - 2], left_out, lines[-1]]
     for line in lines:
-        say(f"      {margin} {line}")
+        tell(f"{margin} {line}")
 
 
 def require(right: bool, complaint: str) -> None:
@@ -187,11 +194,13 @@ def require(right: bool, complaint: str) -> None:
 # --- commands -----------------------------------------------------------------------------------
 
 
-def follow(command: list[str], hear: Callable[[str], None], **environment: str) -> str:
-    """Run a command, hand each line that it prints to `hear`, and return them all.
+def follow(
+    command: list[str], hear: Callable[[str], None] | None = None, **environment: str
+) -> str:
+    """Run a command and return what it prints; hand each line to `hear`, or show it.
 
     Raises:
-        DemoError: it failed; the message has all that it printed.
+        DemoError: it failed; the message has all that it printed, unless it was shown.
     """
     process = subprocess.Popen(
         command,
@@ -209,14 +218,15 @@ def follow(command: list[str], hear: Callable[[str], None], **environment: str) 
     try:
         for line in process.stdout:
             lines.append(line)
-            hear(line.rstrip("\n"))
+            (hear or tell)(line.rstrip("\n"))
         status = process.wait()
     except BaseException:
         stop(process)
         raise
     output = "".join(lines)
     if status != 0:
-        raise DemoError(f"{shlex.join(command)} ended with status {status}:\n\n{output}")
+        unseen = output + "\n" if hear else ""
+        raise DemoError(f"{unseen}{shlex.join(command)} ended with status {status}")
     return output
 
 
@@ -228,11 +238,6 @@ def stop(process: subprocess.Popen[str]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=STOP_SECONDS)
             return
-
-
-def testhost(*arguments: str) -> str:
-    """Run testhost.py, showing what it has to say."""
-    return follow([*TESTHOST, *arguments], lambda line: say(f"      {line}"))
 
 
 def listing() -> dict[str, Any]:
@@ -306,7 +311,7 @@ def write_inventory(demo: Demo) -> None:
     }
     write_secret(demo.inventory, json.dumps({"mx": {"hosts": {HOST: variables}}}, indent=2) + "\n")
     write_secret(demo.password_file, demo.mx.password + "\n")
-    say(f"      {demo.inventory}")
+    tell(str(demo.inventory))
 
 
 class Progress:
@@ -316,6 +321,8 @@ class Progress:
         playbook = (PROJECT / "playbooks" / "provision.yml").read_text()
         self._roles = re.findall(r"(?m)^ *- role: (\w+)", playbook)
         self._role = ""
+        self._tasks = self._changed = 0
+        self._began = 0.0
 
     def hear(self, line: str) -> None:
         heading = re.match(r"(?:TASK|RUNNING HANDLER) \[(\w+) : ", line)
@@ -325,7 +332,7 @@ class Progress:
             self._began = time.monotonic()
             self._tasks = self._changed = 0
             number = self._roles.index(self._role) + 1 if self._role in self._roles else "?"
-            say(f"      role {number} of {len(self._roles)}: {self._role:<11}", end="")
+            tell(f"role {number} of {len(self._roles)}: {self._role:<11}", end="")
         self._tasks += 1 if heading else 0
         self._changed += 1 if self._role and line.startswith("changed: ") else 0
 
@@ -335,17 +342,13 @@ class Progress:
             say(f"{self._tasks:3} tasks, {self._changed:2} changes, {seconds:3.0f} s")
         self._role = ""
 
-    _tasks = 0
-    _changed = 0
-    _began = 0.0
-
 
 def provision(demo: Demo) -> None:
     """Run the playbook."""
     command = Path(sys.executable).with_name("ansible-playbook")
     require(command.exists(), f"{command} is not there: run `make demo`, which installs it")
     progress = Progress()
-    say(f"      ansible-playbook -i {demo.inventory} site.yml")
+    tell(f"ansible-playbook -i {demo.inventory} site.yml")
     try:
         follow(
             [str(command), "-i", str(demo.inventory), "site.yml"],
@@ -368,7 +371,7 @@ def provision(demo: Demo) -> None:
 class Transcript(Smtp):
     """An SMTP session that shows what both sides say."""
 
-    def send(self, s: Any) -> None:  # noqa: ANN401 - the base's signature
+    def send(self, s: Any) -> None:
         show(">", s if isinstance(s, str) else s.decode())
         super().send(s)
 
@@ -376,8 +379,8 @@ class Transcript(Smtp):
         code, text = super().getreply()
         lines = text.decode(errors="replace").split("\n")
         for line in lines[:-1]:
-            say(f"      < {code}-{line}")
-        say(f"      < {code} {lines[-1]}")
+            tell(f"< {code}-{line}")
+        tell(f"< {code} {lines[-1]}")
         return code, text
 
 
@@ -392,7 +395,7 @@ def smtp(demo: Demo) -> Iterator[Transcript]:
 
 def send(demo: Demo, sample: Sample, tls: bool) -> None:
     """Have a sample accepted."""
-    say(f"\n      -- a {sample.name}")
+    tell(f"\n-- a {sample.name}")
     with smtp(demo) as session:
         if tls:
             session.starttls(context=unverified())
@@ -418,20 +421,20 @@ def talk(demo: Demo, stub: StubClient) -> None:
     """Show what senders see, and what the platform is asked meanwhile."""
     stub.reset()
     stub.answer(OUR_DOMAIN, "allow")
-    say(f"      The platform says that {OUR_DOMAIN} is its own, and no other domain.")
+    tell(f"The platform says that {OUR_DOMAIN} is its own, and no other domain.")
     send(demo, BOUNCE, tls=True)
     send(demo, COMPLAINT, tls=False)
-    say("\n      -- mail for somebody else's domain")
+    tell("\n-- mail for somebody else's domain")
     with smtp(demo) as session:
         session.command("MAIL FROM:<>")
         reply = session.command(f"RCPT TO:<{FOREIGN_ADDRESS}>")
     wanted = f"554 5.7.1 <{FOREIGN_ADDRESS}>: Relay access denied"
     require(str(reply) == wanted, f"the reply should have been {wanted!r}, and was {str(reply)!r}")
 
-    say("\n      The platform was asked for the domain alone, and once for each:")
+    tell("\nThe platform was asked for the domain alone, and once for each:")
     asked = stub.requests()
     for request in asked:
-        say(f"      GET {request['path']}?{request['query']}")
+        tell(f"GET {request['path']}?{request['query']}")
     foreign = FOREIGN_ADDRESS.split("@")[1]
     queries = [f"domain={OUR_DOMAIN}", f"domain={foreign}"]
     require(
@@ -447,7 +450,7 @@ def fetch(demo: Demo) -> None:
 
 
 def compare(way: str, found: list[Message]) -> None:
-    say(f"\n      -- {len(found)} messages over {way}\n")
+    tell(f"\n-- {len(found)} messages over {way}\n")
     require(len(found) == 2, f"2 messages were sent, and {len(found)} fetched")
     by_recipient = {message.original_to: message for message in found}
     for sample in (BOUNCE, COMPLAINT):
@@ -463,9 +466,9 @@ def compare(way: str, found: list[Message]) -> None:
             f"sent was {sample.data!r}, and fetched is {message.sent!r}",
         )
         own = message.raw.removesuffix(message.sent).decode()
-        say("      " + own.rstrip().replace("\r\n", "\n      ").expandtabs(4))
+        tell(own.rstrip().replace("\r\n", "\n").expandtabs(4))
         show("|", message.sent.decode())
-        say(f"      | ({len(message.sent)} bytes, exactly those that were sent)\n")
+        tell(f"| ({len(message.sent)} bytes, exactly those that were sent)\n")
 
 
 def how_to_go_on(demo: Demo) -> None:
@@ -498,13 +501,13 @@ def up() -> None:
     """Show it all, from the bare host on."""
     began = time.monotonic()
     with stage(1, f"Boot a bare Debian 13 host, {HOST}"):
-        testhost("create", HOST, RELEASE)
+        follow([*TESTHOST, "create", HOST, RELEASE])
         demo = prepare()
-        say(f"      {HOST} is {demo.mx.address}; it has sshd and Python, no mail server")
+        tell(f"{HOST} is {demo.mx.address}; it has sshd and Python, no mail server")
     with stage(2, "Start a stand-in for the platform's API"):
-        testhost("stub", str(STUB_PORT), demo.api_key)
+        follow([*TESTHOST, "stub", str(STUB_PORT), demo.api_key])
         stub = StubClient(demo.control_url)
-        say(f"      http://{demo.gateway}:{STUB_PORT}/ says no to every domain")
+        tell(f"http://{demo.gateway}:{STUB_PORT}/ says no to every domain")
     with stage(3, "Write an inventory"):
         write_inventory(demo)
     with stage(4, "Make it an MX (one to three minutes)"):
@@ -519,7 +522,7 @@ def up() -> None:
 
 def down() -> None:
     """Remove every trace."""
-    follow([*TESTHOST, "down"], say)
+    follow([*TESTHOST, "down"])
     say("Removed: hosts, network, firewall rules, processes and files.")
 
 
@@ -543,9 +546,7 @@ def main() -> int:
         imaplib.IMAP4.error,
         poplib.error_proto,
     ) as error:
-        say(f"\ndemo: FAILED: {error}")
-        if arguments.command == "up":
-            say("The host, if it came so far, is left as it is. `make demo-down` removes it.")
+        say(f"\n{error}\n\ndemo: FAILED, see above. `make demo-down` removes what there is.")
         return 1
     return 0
 

@@ -16,6 +16,8 @@ Control port, everything in JSON:
     POST /reset                        back to the beginning; whatever hangs is let go
 """
 
+# ruff: noqa: A002, N815 - signatures and names are those of http.server
+
 from __future__ import annotations
 
 import argparse
@@ -34,6 +36,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -300,30 +303,20 @@ class ControlHandler(Handler):
     do_GET = do_PUT = do_DELETE = do_POST = _route
 
     def _do(self, method: str, path: str, value: Any) -> object:
-        state = self._stub.state
         if path.startswith("/answers/"):
             return self._do_answer(method, unquote(path[len("/answers/") :]), value)
-        if (method, path) == ("GET", "/default"):
-            return asdict(state.default)
-        if (method, path) == ("PUT", "/default"):
-            state.default = Answer(**value)
-        elif (method, path) == ("GET", "/listening"):
-            return self._stub.listening
-        elif (method, path) == ("PUT", "/listening"):
-            if not isinstance(value, bool):
-                raise ValueError("listening is true or false")
-            self._stub.listen(value)
-        elif (method, path) == ("GET", "/requests"):
-            return [asdict(request) for request in list(state.requests)]
-        elif (method, path) == ("DELETE", "/requests"):
-            state.forget_requests()
-        elif (method, path) == ("GET", "/requests/count"):
-            return state.count
-        elif (method, path) == ("POST", "/reset"):
-            self._stub.reset()
-        else:
-            raise LookupError
-        return None
+        state = self._stub.state
+        actions: dict[tuple[str, str], Callable[[], object]] = {
+            ("GET", "/default"): lambda: asdict(state.default),
+            ("PUT", "/default"): lambda: setattr(state, "default", Answer(**value)),
+            ("GET", "/listening"): lambda: self._stub.listening,
+            ("PUT", "/listening"): partial(self._stub.listen, value),
+            ("GET", "/requests"): lambda: [asdict(request) for request in list(state.requests)],
+            ("DELETE", "/requests"): state.forget_requests,
+            ("GET", "/requests/count"): lambda: state.count,
+            ("POST", "/reset"): self._stub.reset,
+        }
+        return actions[method, path]()
 
     def _do_answer(self, method: str, domain: str, value: Any) -> object:
         answers = self._stub.state.answers
@@ -366,6 +359,8 @@ class PlatformStub:
 
     def listen(self, wanted: bool) -> None:
         """Close the API port with all its connections, or open it again."""
+        if not isinstance(wanted, bool):
+            raise TypeError("listening is true or false")
         with self._listen_lock:
             if not wanted and self._api is not None:
                 self._api.stop()

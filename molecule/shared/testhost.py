@@ -180,8 +180,8 @@ def make_key(lab: Lab) -> None:
 def make_gateway(lab: Lab) -> None:
     """Give this machine its address in the lab, and let it forward.
 
-    The address has an interface of its own (a bridge without ports: every kernel has it), so that it
-    stays when hosts come and go.
+    The address has an interface of its own (a bridge without ports: every kernel has it), so that
+    it stays when hosts come and go.
     """
     if not Path(f"/sys/class/net/{lab.interface}").exists():
         run("ip", "link", "add", lab.interface, "type", "bridge")
@@ -196,6 +196,7 @@ def make_gateway(lab: Lab) -> None:
 def make_rules(lab: Lab) -> None:
     """Count what the hosts try to send, and let them reach the outside."""
     network = f"10.99.{lab.number}.0/24"
+    attempt = f"tcp dport {{ {SMTP_PORTS} }} tcp flags syn / syn,ack counter name smtp_from_hosts"
     if subprocess.run(
         ["nft", "list", "table", "inet", lab.table], capture_output=True, check=False
     ).returncode:
@@ -206,8 +207,8 @@ def make_rules(lab: Lab) -> None:
               counter smtp_from_hosts {{ }}
               chain count {{
                 type filter hook prerouting priority -300;
-                ip saddr {network} tcp dport {{ {SMTP_PORTS} }} tcp flags syn / syn,ack counter name smtp_from_hosts
-                ip6 saddr fd99:0:0:{lab.number:x}::/64 tcp dport {{ {SMTP_PORTS} }} tcp flags syn / syn,ack counter name smtp_from_hosts
+                ip saddr {network} {attempt}
+                ip6 saddr fd99:0:0:{lab.number:x}::/64 {attempt}
               }}
               chain leave {{
                 type nat hook postrouting priority 100;
@@ -494,15 +495,27 @@ class Host:
             shutil.rmtree(self.path, ignore_errors=True)
             return
         kill(self.processes())
+        self.kill_payload()
         self.disconnect()
         for folder, _, _ in os.walk(self.cgroup, topdown=False):
-            os.rmdir(folder)
+            Path(folder).rmdir()
         if self.root.is_mount():
             run("umount", "--recursive", str(self.root))
         shutil.rmtree(self.path)
 
+    def kill_payload(self) -> None:
+        """Kill the host's own processes, its init first of all: they outlive systemd-nspawn."""
+        if not self.cgroup.exists():
+            return
+        (self.cgroup / "cgroup.kill").write_text("1")
+        deadline = time.monotonic() + STOP_SECONDS
+        while "populated 1" in (self.cgroup / "cgroup.events").read_text():
+            if time.monotonic() > deadline:
+                raise TestHostError(f"processes in {self.cgroup} do not end; kill them by hand")
+            time.sleep(0.05)
+
     def processes(self) -> list[int]:
-        """Return the keeper, which must die first, and systemd-nspawn, with which the host dies."""
+        """Return the keeper, which must die first, and systemd-nspawn."""
         keeper = [__file__, "keep", self.name]
         return processes(lambda words: words[1:4] == keeper or f"--machine={self.machine}" in words)
 
@@ -546,61 +559,64 @@ def smtp_attempts(lab: Lab) -> int:
     return int(counters[0]["packets"])
 
 
+def list_hosts(lab: Lab) -> str:
+    """Return the checkout's network and hosts as JSON."""
+    facts = {"gateway": lab.gateway, "gateway6": lab.gateway6, "folder": str(lab.path)}
+    return json.dumps({**facts, "hosts": [host.facts() for host in lab.hosts()]})
+
+
+def destroy(host: Host) -> None:
+    """Remove a host, and with the last one all that the hosts shared."""
+    host.destroy()
+    if not host.lab.hosts():
+        tear_down(host.lab)
+
+
+def host_name(text: str) -> str:
+    """Check a host's name on the command line."""
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no host name: use a-z, 0-9 and -")
+    return text
+
+
 def main() -> int:
     """Read the command line and do what it says."""
+    # Every command gets the lab and the arguments; what it returns is printed.
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("image", help="build the image").add_argument("release", choices=RELEASES)
-    create = commands.add_parser("create", help="make a host anew")
-    create.add_argument("name")
+    commands = parser.add_subparsers(required=True)
+
+    def command(name: str, run: Callable[..., object], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text)
+        added.set_defaults(run=run)
+        return added
+
+    def host_command(name: str, run: Callable[[Host], object], text: str) -> None:
+        added = command(name, lambda lab, a: run(Host(lab, a.name)), text)
+        added.add_argument("name", type=host_name)
+
+    create = command("create", lambda lab, a: Host(lab, a.name).create(a.release), "make a host")
+    create.add_argument("name", type=host_name)
     create.add_argument("release", choices=RELEASES)
-    for name, text in (
-        ("destroy", "remove a host"),
-        ("wait", "wait until a host has booted"),
-        ("keep", argparse.SUPPRESS),
-    ):
-        commands.add_parser(name, help=text).add_argument("name")
-    stub = commands.add_parser("stub", help="start the platform's stand-in on the gateway")
+    host_command("destroy", destroy, "remove a host")
+    host_command("wait", Host.wait_for_ssh, "wait until a host has booted")
+    host_command("keep", Host.keep, "boot a host and wait for its end (used by create)")
+    stub = command("stub", lambda lab, a: start_stub(lab, a.port, a.api_key), "start the platform")
     stub.add_argument("port", type=int)
     stub.add_argument("api_key")
-    commands.add_parser("down", help="remove every trace of this checkout's hosts")
-    commands.add_parser("list", help="print this checkout's network and hosts as JSON")
-    commands.add_parser("smtp-attempts", help="print how often the hosts tried to send mail")
+    command("list", lambda lab, _: list_hosts(lab), "print the network and the hosts as JSON")
+    command("smtp-attempts", lambda lab, _: smtp_attempts(lab), "count what hosts tried to send")
+    command("down", lambda lab, _: tear_down(lab), "remove every trace of this checkout's hosts")
     arguments = parser.parse_args()
 
     try:
         if os.geteuid() != 0:
             raise TestHostError("test hosts need root: run this as root")
-        lab = this_lab()
-        match arguments.command:
-            case "image":
-                print(image(arguments.release))
-            case "down":
-                tear_down(lab)
-            case "list":
-                facts = {"gateway": lab.gateway, "gateway6": lab.gateway6, "folder": str(lab.path)}
-                print(json.dumps({**facts, "hosts": [host.facts() for host in lab.hosts()]}))
-            case "stub":
-                start_stub(lab, arguments.port, arguments.api_key)
-            case "smtp-attempts":
-                print(smtp_attempts(lab))
-            case command:
-                if not NAME.fullmatch(arguments.name):
-                    raise TestHostError(f"{arguments.name!r} is no host name: use a-z, 0-9 and -")
-                host = Host(lab, arguments.name)
-                if command == "create":
-                    host.create(arguments.release)
-                elif command == "destroy":
-                    host.destroy()
-                    if not lab.hosts():
-                        tear_down(lab)
-                elif command == "wait":
-                    host.wait_for_ssh()
-                else:
-                    host.keep()
+        result = arguments.run(this_lab(), arguments)
     except TestHostError as error:
         print(f"testhost: {error}", file=sys.stderr)
         return 1
+    if result is not None:
+        print(result)
     return 0
 
 

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from testinfra.host import Host
+
 from platform_stub import StubClient
 from probes import Mx, eventually
-from testinfra.host import Host
 
 MIB = 1024 * 1024
 HEADER = b"Subject: test\r\n\r\n"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from testinfra.host import Host
+
 from platform_stub import StubClient
 from probes import Mx, eventually
-from testinfra.host import Host
 
 # Nothing listens there: an attempt to connect would be counted all the same.
 OUTSIDE = "someone@[192.0.2.99]"

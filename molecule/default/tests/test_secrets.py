@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from probes import Mx, eventually
 from testinfra.host import Host
+
+from probes import Mx, eventually
 
 SECRETS = ("oempro_admin_api_key", "catchall_password")
 

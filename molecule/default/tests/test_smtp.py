@@ -7,9 +7,10 @@ import ssl
 from typing import Any
 
 import pytest
+from testinfra.host import Host
+
 from platform_stub import StubClient
 from probes import Mx, Smtp, eventually
-from testinfra.host import Host
 
 MESSAGE = b"Subject: test\r\n\r\nHello.\r\n"
 SENDERS = ("", "bounce@isp.example", "a@no-such-tld", "o'neil+x=y@sub.isp.example")
@@ -205,7 +206,7 @@ def test_banner_names_no_product(mx: Mx) -> None:
         assert connection.recv(512) == f"220 {mx.hostname} ESMTP\r\n".encode()
 
 
-def test_ipv6(mx: Mx, variables: dict[str, Any], platform: StubClient, domain: str) -> None:
+def test_ipv6(variables: dict[str, Any], platform: StubClient, domain: str) -> None:
     platform.answer(domain, "allow")
     with Smtp(variables["testhost_address6"], 25, timeout=30) as session:
         session.ehlo("sender.example")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from testinfra.host import Host
+
 from platform_stub import StubClient
 from probes import Mx, eventually
-from testinfra.host import Host
 
 LOG = "/var/log/mx-validator/mx-validator.log"
 DEFERRED = (

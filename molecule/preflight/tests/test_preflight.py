@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from probes import eventually
 from testinfra.host import Host
+
+from probes import eventually
 
 SECRET = "a wrong secret"  # has blanks: no key
 WRONG: tuple[tuple[str, object, str], ...] = (

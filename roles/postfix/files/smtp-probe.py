@@ -8,7 +8,7 @@ import sys
 
 host = sys.argv[1]
 wrong = []
-with smtplib.SMTP("127.0.0.1", 25, local_hostname="probe.invalid", timeout=30) as smtp:
+with smtplib.SMTP("127.0.0.1", 25, local_hostname="probe.invalid", timeout=20) as smtp:
     smtp.ehlo()
     if not smtp.has_extn("starttls"):
         wrong.append("STARTTLS is not offered")

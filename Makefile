@@ -1,0 +1,70 @@
+# The two commands: `make demo` shows the whole thing, `make test` proves it. Both install what they
+# need: a virtual environment in .venv and a few Debian packages. Test hosts need root.
+
+SHELL := /bin/bash
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+SCENARIOS := preflight default changes resilience
+# For the test hosts, and for building Python's virtual environments.
+DEBIAN_PACKAGES := mmdebstrap debian-archive-keyring systemd-container iproute2 nftables openssh-client openssl python3-venv
+
+# The scenarios share their test hosts.
+.NOTPARALLEL:
+.PHONY: help demo demo-down test lint unit molecule $(SCENARIOS) docs setup clean
+
+help:
+	@echo 'make demo        build a bare Debian 13 host, make it an MX, and show mail arriving'
+	@echo 'make demo-down   remove every trace of it'
+	@echo 'make test        lint, unit tests and all scenarios on Debian 12 and 13'
+	@echo 'make lint, make unit, make molecule, make $(firstword $(SCENARIOS)) ...   parts of it'
+	@echo 'make docs        write the tables of variables in the role READMEs anew'
+
+demo: setup
+	python molecule/shared/demo.py up
+
+demo-down:
+	python3 molecule/shared/demo.py down
+
+test: lint unit molecule
+
+lint: $(VENV)/installed
+	yamllint .
+	ansible-lint
+	ansible-playbook --inventory inventory.example --syntax-check site.yml
+	ruff check .
+	ruff format --check .
+	mypy
+	cd files/validator && mypy
+	shellcheck .ci/run roles/postfix/files/check-postfix-file
+	codespell --skip .git,$(VENV),.ansible --ignore-words-list bu,levl,succes
+	python docs/arguments.py --check
+
+unit: $(VENV)/installed
+	cd files/validator && python -m pytest --cov --cov-fail-under=95 --quiet
+
+molecule: $(SCENARIOS)
+
+$(SCENARIOS): setup
+	molecule test --scenario-name $@
+
+docs: $(VENV)/installed
+	python docs/arguments.py
+
+setup: $(VENV)/installed
+	@if missing=$$(dpkg-query --show --showformat='$${db:Status-Status} $${Package}\n' $(DEBIAN_PACKAGES) 2>&1 \
+	    | grep -v '^installed '); then \
+	    echo "Installing Debian packages: $(DEBIAN_PACKAGES)"; \
+	    apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive \
+	        apt-get install --quiet=2 --yes --no-install-recommends $(DEBIAN_PACKAGES) >/dev/null; \
+	fi
+
+$(VENV)/installed: requirements.txt
+	@python3 -c 'import ensurepip' 2>/dev/null || { echo 'Installing python3-venv'; \
+	    apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends python3-venv >/dev/null; }
+	@echo 'Making the virtual environment in $(VENV)'
+	@python3 -m venv --clear $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
