@@ -32,7 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         backend = getattr(params.get("_testinfra_host"), "backend", None)
         if backend:
-            tested.add(backend.get_pytest_id().split("//")[-1])
+            tested.add(backend.get_hostname())
+            # The hosts are tested side by side, the tests of one host one after the other.
+            item.add_marker(pytest.mark.xdist_group(backend.get_hostname()))
     expected = {"mx-bookworm", "mx-trixie"}
     if not tested or ("MX_INVENTORY" not in os.environ and tested != expected):
         raise pytest.UsageError(
@@ -97,9 +99,10 @@ def domain(request: pytest.FixtureRequest, host: Host) -> str:
 
 
 @pytest.fixture
-def smtp_attempts() -> Any:
-    """Return a call that says how many connections to SMTP ports outside the hosts have tried."""
-    return lambda: int(subprocess.check_output([TESTHOST, "smtp-attempts"]))
+def smtp_attempts(host: Host) -> Any:
+    """Return a call that says how many connections to SMTP ports outside the host has tried."""
+    name = host.backend.get_hostname()
+    return lambda: int(subprocess.check_output([TESTHOST, "smtp-attempts", name]))
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def site(host: Host) -> Any:
             env={
                 **os.environ,
                 "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_FORCE_COLOR": "0",
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

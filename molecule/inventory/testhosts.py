@@ -7,10 +7,19 @@ import sys
 from pathlib import Path
 
 TESTHOST = Path(__file__).resolve().parents[1] / "shared" / "testhost.py"
-# One host on each supported release: one is reached as root, one as a user who may sudo.
+# One host on each supported release, each with a platform of its own; one is reached as root, one
+# as a user who may sudo.
 HOSTS = {
-    "mx-bookworm": {"testhost_release": "bookworm", "ansible_user": "admin"},
-    "mx-trixie": {"testhost_release": "trixie", "ansible_user": "root"},
+    "mx-bookworm": {
+        "testhost_release": "bookworm",
+        "testhost_stub_port": 8080,
+        "ansible_user": "admin",
+    },
+    "mx-trixie": {
+        "testhost_release": "trixie",
+        "testhost_stub_port": 8082,
+        "ansible_user": "root",
+    },
 }
 
 listing = subprocess.run([TESTHOST, "list"], capture_output=True, text=True, check=False)

@@ -3,7 +3,7 @@
 
 Each host is an overlay over a cached minimal root file system, booted by systemd-nspawn in a
 network namespace of its own. All traffic between hosts and to the outside passes the machine's
-routing, where an nftables table of this checkout counts what the hosts try to send to SMTP ports.
+routing, where an nftables table of this checkout counts what each host tries to send to SMTP ports.
 
 A checkout owns one "lab": a number N from 1 to 254, the network 10.99.N.0/24 (and fd99:0:0:N::/64),
 and everything that bears that number. Two checkouts never share one. Needs root and the Debian
@@ -194,9 +194,8 @@ def make_gateway(lab: Lab) -> None:
 
 
 def make_rules(lab: Lab) -> None:
-    """Count what the hosts try to send, and let them reach the outside."""
+    """Let the hosts reach the outside; make the chain that counts what they try to send."""
     network = f"10.99.{lab.number}.0/24"
-    attempt = f"tcp dport {{ {SMTP_PORTS} }} tcp flags syn / syn,ack counter name smtp_from_hosts"
     if subprocess.run(
         ["nft", "list", "table", "inet", lab.table], capture_output=True, check=False
     ).returncode:
@@ -204,11 +203,8 @@ def make_rules(lab: Lab) -> None:
             *("nft", "-f", "-"),
             stdin=f"""
             table inet {lab.table} {{
-              counter smtp_from_hosts {{ }}
               chain count {{
                 type filter hook prerouting priority -300;
-                ip saddr {network} {attempt}
-                ip6 saddr fd99:0:0:{lab.number:x}::/64 {attempt}
               }}
               chain leave {{
                 type nat hook postrouting priority 100;
@@ -390,6 +386,7 @@ class Host:
         (self.path / "release").write_text(release)
         self.mount(base)
         self.furnish()
+        self.count_smtp()
         self.start()
         self.wait_for_ssh()
 
@@ -420,6 +417,33 @@ class Host:
             lines = known.read_text().splitlines() if known.exists() else []
             lines = [each for each in lines if each.split()[0] != self.address]
             known.write_text("\n".join([*lines, " ".join([self.address, *host_key])]) + "\n")
+
+    @property
+    def counter(self) -> str:
+        """Name of the nftables counter of what the host tries to send."""
+        return f"smtp_from_{self.index}"
+
+    def count_smtp(self) -> None:
+        """Count the connections to SMTP ports that the host tries, from now on."""
+        table = ("inet", self.lab.table)
+        if self.counter in run("nft", "list", "counters", "table", *table):
+            run("nft", "reset", "counter", *table, self.counter)
+            return
+        attempt = (
+            f"tcp dport {{ {SMTP_PORTS} }} tcp flags syn / syn,ack counter name {self.counter}"
+        )
+        rules = [
+            f"add counter {' '.join(table)} {self.counter}",
+            f"add rule {' '.join(table)} count ip saddr {self.address} {attempt}",
+            f"add rule {' '.join(table)} count ip6 saddr {self.address6} {attempt}",
+        ]
+        run("nft", "-f", "-", stdin="\n".join(rules))
+
+    def smtp_attempts(self) -> int:
+        """Return how many connections to SMTP ports the host has tried."""
+        listing = run("nft", "-j", "list", "counter", "inet", self.lab.table, self.counter)
+        (counter,) = [e["counter"] for e in json.loads(listing)["nftables"] if "counter" in e]
+        return int(counter["packets"])
 
     def start(self) -> None:
         """Boot the host under a keeper process that boots it again after each reboot."""
@@ -552,13 +576,6 @@ class Host:
         }
 
 
-def smtp_attempts(lab: Lab) -> int:
-    """Return how many connections to SMTP ports the hosts have tried since the lab was made."""
-    listing = run("nft", "-j", "list", "counter", "inet", lab.table, "smtp_from_hosts")
-    counters = [each["counter"] for each in json.loads(listing)["nftables"] if "counter" in each]
-    return int(counters[0]["packets"])
-
-
 def list_hosts(lab: Lab) -> str:
     """Return the checkout's network and hosts as JSON."""
     facts = {"gateway": lab.gateway, "gateway6": lab.gateway6, "folder": str(lab.path)}
@@ -604,7 +621,7 @@ def main() -> int:
     stub.add_argument("port", type=int)
     stub.add_argument("api_key")
     command("list", lambda lab, _: list_hosts(lab), "print the network and the hosts as JSON")
-    command("smtp-attempts", lambda lab, _: smtp_attempts(lab), "count what hosts tried to send")
+    host_command("smtp-attempts", Host.smtp_attempts, "print how often a host tried to send mail")
     command("down", lambda lab, _: tear_down(lab), "remove every trace of this checkout's hosts")
     arguments = parser.parse_args()
 
