@@ -59,7 +59,13 @@ def run(*command: str, stdin: str | None = None, check: bool = True) -> str:
     Raises:
         TestHostError: it failed (with ``check``); the message has its standard error.
     """
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise TestHostError(
+            f"{error.filename} is not there; run `make setup`, or: apt-get install "
+            "mmdebstrap systemd-container iproute2 nftables openssh-client"
+        ) from None
     if check and done.returncode != 0:
         raise TestHostError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
     return done.stdout
@@ -196,9 +202,7 @@ def make_gateway(lab: Lab) -> None:
 def make_rules(lab: Lab) -> None:
     """Let the hosts reach the outside; make the chain that counts what they try to send."""
     network = f"10.99.{lab.number}.0/24"
-    if subprocess.run(
-        ["nft", "list", "table", "inet", lab.table], capture_output=True, check=False
-    ).returncode:
+    if lab.table not in run("nft", "list", "tables").split():
         run(
             *("nft", "-f", "-"),
             stdin=f"""
@@ -426,7 +430,7 @@ class Host:
     def count_smtp(self) -> None:
         """Count the connections to SMTP ports that the host tries, from now on."""
         table = ("inet", self.lab.table)
-        if self.counter in run("nft", "list", "counters", "table", *table):
+        if self.counter in run("nft", "list", "counters", "table", *table).split():
             run("nft", "reset", "counter", *table, self.counter)
             return
         attempt = (
