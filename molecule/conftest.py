@@ -25,6 +25,7 @@ TESTHOST = PROJECT / "molecule" / "shared" / "testhost.py"
 LOGS = ("/var/log/postfix.log", "/var/log/dovecot.log", "/var/log/mx-validator/mx-validator.log")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fail a run that would be green because it had no host to test."""
     tested = set()
