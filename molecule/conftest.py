@@ -25,22 +25,27 @@ TESTHOST = PROJECT / "molecule" / "shared" / "testhost.py"
 LOGS = ("/var/log/postfix.log", "/var/log/dovecot.log", "/var/log/mx-validator/mx-validator.log")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
+def tested_host(item: pytest.Item) -> str | None:
+    """Return the name of the host that a test is for."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    backend = getattr(params.get("_testinfra_host"), "backend", None)
+    return str(backend.get_hostname()) if backend else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fail a run that would be green because it had no host to test."""
-    tested = set()
-    for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        backend = getattr(params.get("_testinfra_host"), "backend", None)
-        if backend:
-            tested.add(backend.get_hostname())
-            # The hosts are tested side by side, the tests of one host one after the other.
-            item.add_marker(pytest.mark.xdist_group(backend.get_hostname()))
-    expected = {"mx-bookworm", "mx-trixie"}
+    """Fail a run that would be green because it had no host to test; share the hosts out.
+
+    Each of pytest-xdist's workers (--dist=each) tests hosts of its own: the hosts are tested side
+    by side, the tests of one host one after the other.
+    """
+    tested = sorted({host for item in items if (host := tested_host(item))})
+    expected = ["mx-bookworm", "mx-trixie"]
     if not tested or ("MX_INVENTORY" not in os.environ and tested != expected):
-        raise pytest.UsageError(
-            f"the tests would run on {sorted(tested)}, not on {sorted(expected)}"
-        )
+        raise pytest.UsageError(f"the tests would run on {tested}, not on {expected}")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        mine = tested[number :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+        items[:] = [item for item in items if tested_host(item) in (*mine, None)]
 
 
 @pytest.hookimpl(wrapper=True)
