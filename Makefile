@@ -10,13 +10,14 @@ DEBIAN_PACKAGES := mmdebstrap debian-archive-keyring systemd-container iproute2 
 
 # The scenarios share their test hosts.
 .NOTPARALLEL:
-.PHONY: help demo demo-down test lint unit molecule $(SCENARIOS) docs setup clean
+.PHONY: help demo demo-down test lint unit molecule $(SCENARIOS) bench-validator docs setup clean
 
 help:
 	@echo 'make demo        build a bare Debian 13 host, make it an MX, and show mail arriving'
 	@echo 'make demo-down   remove every trace of it'
 	@echo 'make test        lint, unit tests and all scenarios on Debian 12 and 13'
 	@echo 'make lint, make unit, make molecule, make $(firstword $(SCENARIOS)) ...   parts of it'
+	@echo 'make bench-validator   how fast the validator is, next to the limit; then a million spoilt requests'
 	@echo 'make docs        write the tables of variables in the role READMEs anew'
 
 demo: setup
@@ -46,6 +47,9 @@ molecule: $(SCENARIOS)
 
 $(SCENARIOS): setup
 	molecule test --scenario-name $@
+
+bench-validator: $(VENV)/installed
+	cd files/validator && python benchmark/bench.py && python benchmark/fuzz.py
 
 docs: $(VENV)/installed
 	python docs/arguments.py

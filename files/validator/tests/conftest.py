@@ -95,6 +95,13 @@ DUNNO = b"action=DUNNO\n\n"
 RETRY = b"action=451 4.4.3 This domain cannot be checked right now, please try again later\n\n"
 
 
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @dataclass
 class Daemon:
     """The daemon as its own process, in a directory of its own."""
@@ -109,16 +116,37 @@ class Daemon:
         self.config = self.directory / "mx-validator.conf"
         self.key = self.directory / "key"
         self.log_file = self.directory / "log"
+        self.store = self.directory / "known-good.sqlite"
+        self.metrics_port = free_port()
         self.key.write_text(f"{API_KEY}\n")
         self.configure()
 
     def configure(self, level: str = "debug", **changes: object) -> None:
-        values = {"url": self.url, "allow_ttl_seconds": 300, "deny_ttl_seconds": 60, **changes}
+        values: dict[str, dict[str, object]] = {
+            "platform": {
+                "url": self.url,
+                "api_key_file": self.key,
+                "rate_per_second": 100,
+                "burst": 1000,
+            },
+            "memory": {
+                "allow_ttl_seconds": 300,
+                "deny_ttl_seconds": 60,
+                "deny_grace_seconds": 900,
+            },
+            "known_good": {"file": self.store, "days": 7},
+            "server": {"socket": self.socket},
+            "metrics": {"address": "127.0.0.1", "port": self.metrics_port},
+            "log": {"level": level},
+        }
+        for name, value in changes.items():
+            (section,) = [keys for keys in values.values() if name in keys]
+            section[name] = value
         self.config.write_text(
-            f"[platform]\nurl = {values['url']}\napi_key_file = {self.key}\n"
-            f"[memory]\nallow_ttl_seconds = {values['allow_ttl_seconds']}\n"
-            f"deny_ttl_seconds = {values['deny_ttl_seconds']}\n"
-            f"[server]\nsocket = {self.socket}\n[log]\nlevel = {level}\n"
+            "".join(
+                f"[{section}]\n" + "".join(f"{name} = {value}\n" for name, value in keys.items())
+                for section, keys in values.items()
+            )
         )
 
     @property

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import contextlib
+import re
 import resource
+import shlex
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conftest import PATIENCE, Daemon, Stub
+from conftest import DUNNO, OK, PATIENCE, Daemon, Stub, eventually
 from mx_validator import cli, service
 
 
@@ -44,6 +48,93 @@ def test_check_when_nobody_is_there(daemon: Daemon) -> None:
     )
 
 
+def test_check_says_where_an_answer_comes_from(daemon: Daemon, stub: Stub) -> None:
+    stub.client.answer("yes.example", "allow")
+    daemon.configure(allow_ttl_seconds=0, rate_per_second=1, burst=1)
+    daemon.start()
+    assert daemon.ask("joe@yes.example") == OK
+    stub.client.listen(wanted=False)
+    result = daemon.run("check", "yes.example")
+    assert re.search(r"ALLOW \(platform said yes; known good, confirmed \d+ s ago\)", result.stdout)
+    asked = [daemon.run("check", f"{number}.example") for number in range(5)]
+    refused = "DEFER (over 1 unknown domains a second; not asked now)"
+    assert any(refused in result.stdout for result in asked)
+
+
+def test_domains(daemon: Daemon, stub: Stub) -> None:
+    missing = daemon.run("domains")
+    assert missing.returncode == 69
+    reason = "cannot be read: unable to open database file"
+    assert missing.stderr == f"mx-validator: {daemon.store}: {reason}\n"
+    stub.client.default("allow")
+    daemon.start()
+    for domain in ("a.example", "b.example"):
+        daemon.ask(f"joe@{domain}")
+    lines = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ a\.example\n\S+ b\.example\n"
+    eventually(lambda: re.fullmatch(lines, daemon.run("domains").stdout))
+    command = f"{shlex.join(daemon.command('domains'))} | true"
+    piped = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        env=daemon.environ,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (piped.returncode, piped.stderr) == (0, b"")
+
+
+def test_forget(daemon: Daemon, stub: Stub) -> None:
+    stub.client.answer("yes.example", "allow")
+    daemon.start()
+    daemon.ask("joe@yes.example")
+    eventually(lambda: daemon.run("domains").stdout)
+    for domain, code, text in (
+        ("YES.example", 0, "forgotten"),
+        ("yes.example", 1, "nothing was known of it"),
+        ("joe@yes.example", 1, "not a domain name"),
+    ):
+        result = daemon.run("forget", domain)
+        assert (result.returncode, result.stdout) == (code, f"{domain}: {text}\n")
+    eventually(lambda: not daemon.run("domains").stdout)
+    stub.client.answer("yes.example", "deny")
+    assert daemon.ask("joe@yes.example") == DUNNO
+
+
+def test_status(daemon: Daemon, stub: Stub) -> None:
+    assert daemon.run("status").returncode == 69
+    stub.client.default("allow")
+    daemon.start()
+    unasked = daemon.run("status")
+    assert unasked.returncode == 0
+    assert "platform:    not asked yet\n" in unasked.stdout
+    daemon.ask("joe@yes.example")
+    well = daemon.run("status")
+    assert well.returncode == 0
+    assert "platform:    answers; last verdict " in well.stdout
+    assert "known good:  1 domains, confirmed " in well.stdout
+    stub.client.default("forbidden")
+    daemon.ask("joe@other.example")
+    refused = daemon.run("status")
+    assert refused.returncode == 75
+    assert "API key:     REFUSED" in refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("check", ["x.example"]), ("status", []), ("forget", ["x.example"])]
+)
+@pytest.mark.parametrize("reply", [b"action=DUNNO\n\n", b'status={"x":1}\nresult=x\nverdict=x\n\n'])
+def test_another_daemon_on_the_socket(
+    command: str,
+    arguments: list[str],
+    reply: bytes,
+    daemon: Daemon,
+    fake_daemon: dict[str, bytes],
+) -> None:
+    fake_daemon["reply"] = reply
+    code = cli.main([command, *arguments, "--config", str(daemon.config)])
+    assert code == (1 if command == "forget" and b"result" in reply else 69)
+
+
 @pytest.fixture
 def fake_daemon(daemon: Daemon) -> Iterator[dict[str, bytes]]:
     """A daemon that accepts one connection, sends `reply`, and closes it unless told to `wait`."""
@@ -52,7 +143,7 @@ def fake_daemon(daemon: Daemon) -> Iterator[dict[str, bytes]]:
 
     def serve() -> None:
         connection, _ = listening.accept()
-        with connection:
+        with connection, contextlib.suppress(BrokenPipeError):
             connection.recv(65536)
             connection.sendall(behaviour["reply"])
             if "wait" in behaviour:
@@ -74,7 +165,7 @@ def fake_daemon(daemon: Daemon) -> Iterator[dict[str, bytes]]:
     [
         (b"", "no complete reply"),
         (b"verdict=ALLOW\n", "no complete reply"),
-        (b"action=DUNNO\n\n", "'verdict'"),
+        (b"action=DUNNO\n\n", "'source'"),
         (b"verdict=MAYBE\nreason=x\nsource=memory\nage_seconds=0\n\n", "'MAYBE'"),
         (b"x" * 100_000, "no complete reply"),
     ],

@@ -11,10 +11,21 @@ GOOD = """
 url = http://platform.example:8080/oempro/
 api_key_file = /etc/mx-validator/api-key
 ca_file = /etc/ca.pem
+rate_per_second = 20
+burst = 200
 
 [memory]
 allow_ttl_seconds = 300
 deny_ttl_seconds = 0
+deny_grace_seconds = 900
+
+[known_good]
+file = /var/lib/known-good.sqlite
+days = 7
+
+[metrics]
+address = 127.0.0.1
+port = 9854
 
 [server]
 socket = /run/policy
@@ -35,9 +46,16 @@ def test_everything_given(tmp_path: Path) -> None:
         url="http://platform.example:8080/oempro/",
         api_key_file=Path("/etc/mx-validator/api-key"),
         ca_file=Path("/etc/ca.pem"),
+        rate_per_second=20,
+        burst=200,
         allow_ttl_seconds=300,
         deny_ttl_seconds=0,
+        deny_grace_seconds=900,
+        known_good_file=Path("/var/lib/known-good.sqlite"),
+        known_good_days=7,
         socket=Path("/run/policy"),
+        metrics_address="127.0.0.1",
+        metrics_port=9854,
         log_level="debug",
     )
 
@@ -69,10 +87,10 @@ MISTAKES = {
     "unknown key": ("level =", "levl =", "[log] levl is not known: there are level"),
     "key missing": ("deny_ttl_seconds = 0", "", "[memory] deny_ttl_seconds is missing: add"),
     "section missing": ("[server]\nsocket = /run/policy", "", "[server] socket is missing"),
-    "key twice": ("level = debug", "level = info\nlevel = info", "line 16 gives 'level' a second"),
-    "section twice": ("[log]", "[memory]", "line 14 gives 'memory' a second time"),
+    "key twice": ("level = debug", "level = info\nlevel = info", "line 27 gives 'level' a second"),
+    "section twice": ("[log]", "[memory]", "line 25 gives 'memory' a second time"),
     "no section": ("[platform]", "", "line 3 is neither '[section]' nor 'key = value'"),
-    "no value": ("level = debug", "s3cret", "line 15 is neither '[section]' nor 'key = value'"),
+    "no value": ("level = debug", "s3cret", "line 26 is neither '[section]' nor 'key = value'"),
     "ttl not a number": ("= 300", "= 5m", "[memory] allow_ttl_seconds is '5m': give a whole num"),
     "ttl negative": ("= 300", "= -1", "allow_ttl_seconds is '-1'"),
     "ttl with a fraction": ("= 300", "= 1.5", "allow_ttl_seconds is '1.5'"),
@@ -80,6 +98,14 @@ MISTAKES = {
     "ttl absurd": ("= 300", "= " + "9" * 5000, "0 to 86400"),
     "ttl in other digits": ("= 300", "= ٣٠٠", "0 to 86400"),
     "ttl empty": ("= 300", "=", "allow_ttl_seconds is ''"),
+    "grace over a day": ("= 900", "= 86401", "[memory] deny_grace_seconds is '86401'"),
+    "no rate": ("rate_per_second = 20", "rate_per_second = 0", "a whole number, 1 to 10000"),
+    "no burst": ("= 200", "= 0", "[platform] burst is '0': give a whole number, 1 to 1000000"),
+    "days": ("days = 7", "days = 366", "days is '366': give a whole number of days, 0 to 365"),
+    "port": ("= 9854", "= 65536", "[metrics] port is '65536': give a whole number, 1 to 65535"),
+    "no port": ("= 9854", "= 0", "[metrics] port is '0'"),
+    "address": ("= 127.0.0.1", "= localhost", "address is 'localhost': give an IP address of"),
+    "known-good file": ("/var/lib/known-good", "known-good", "[known_good] file is 'known-good"),
     "level": ("level = debug", "level = loud", "[log] level is 'loud': give one of debug, info"),
     "relative path": ("= /run/policy", "= policy", "[server] socket is 'policy': give the whole"),
     "path of two lines": ("/etc/ca.pem", "/etc/ca\n .pem", "ca_file is '/etc/ca\\n.pem'"),
@@ -176,3 +202,19 @@ def test_what_is_no_api_key(content: bytes, message: str, tmp_path: Path) -> Non
 def test_no_api_key_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the API key: No such file"):
         read_api_key(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name", "value"),
+    [
+        ("days = 7", "days = 0", "known_good_days", 0),
+        ("days = 7", "days = 365", "known_good_days", 365),
+        ("= 127.0.0.1", "= 0:0::1", "metrics_address", "::1"),
+        ("= 9854", "= 65535", "metrics_port", 65535),
+        ("= 200", "= 1", "burst", 1),
+    ],
+)
+def test_limits_of_what_is_usable(
+    old: str, new: str, name: str, value: object, tmp_path: Path
+) -> None:
+    assert getattr(read(tmp_path, GOOD.replace(old, new)), name) == value

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
 import signal
+import socket
 import subprocess
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +21,11 @@ from conftest import (
     Daemon,
     Stub,
     eventually,
+    free_port,
     read_reply,
     request_for,
 )
+from mx_validator.store import Store
 
 
 @pytest.fixture
@@ -115,10 +120,25 @@ def test_end_waits_for_the_answer_under_way(
         eventually(lambda: stub.client.count() == 1)
         daemon.signal(number)
         assert idle.recv(1) == b""
-        assert not daemon.socket.exists()
-        stub.client.reset()
-        assert read_reply(busy) == RETRY
-        assert busy.recv(1) == b""
+        with daemon.connect() as late:
+            stub.client.reset()
+            assert read_reply(busy) == RETRY
+            assert busy.recv(1) == b""
+            with pytest.raises(ConnectionResetError):
+                late.recv(1)
+    assert daemon.wait() == 0
+    assert not daemon.socket.exists()
+
+
+def test_end_does_not_wait_for_a_silent_platform(daemon: Daemon, stub: Stub) -> None:
+    stub.client.answer("slow.example", "hang")
+    daemon.start()
+    with daemon.connect() as connection:
+        connection.sendall(request_for("joe@slow.example"))
+        eventually(lambda: stub.client.count() == 1)
+        daemon.signal(signal.SIGTERM)
+        # No answer is a reason to ask the next copy.
+        assert read_reply(connection) == b""
     assert daemon.wait() == 0
 
 
@@ -153,20 +173,21 @@ def test_end_does_not_wait_for_a_stuck_dns_lookup(daemon: Daemon) -> None:
     assert daemon.wait() == 0
 
 
-def test_sighup_brings_a_new_platform_and_forgets_the_old_ones_verdicts(
+def test_sighup_brings_a_new_platform_and_loses_nothing_known_good(
     daemon: Daemon, stub: Stub, other_stub: Stub
 ) -> None:
     stub.client.answer("yes.example", "allow")
+    other_stub.client.answer("no.example", "allow")
     daemon.start()
-    with daemon.connect() as connection:
-        connection.sendall(request_for("joe@yes.example"))
-        assert read_reply(connection) == OK
-        daemon.url = other_stub.url
-        daemon.configure()
-        reload(daemon, "INFO reloaded, asking " + other_stub.url)
-        connection.sendall(request_for("joe@yes.example"))
-        assert read_reply(connection) == DUNNO
-    assert (stub.client.count(), other_stub.client.count()) == (1, 1)
+    assert daemon.ask("joe@yes.example") == OK
+    assert daemon.ask("joe@no.example") == DUNNO
+    daemon.url = other_stub.url
+    daemon.configure()
+    reload(daemon, "INFO reloaded, asking " + other_stub.url)
+    assert daemon.ask("joe@no.example") == OK
+    assert daemon.ask("joe@yes.example") == OK
+    eventually(lambda: other_stub.client.count() == 2)
+    assert stub.client.count() == 2
 
 
 def test_sighup_brings_a_new_key_and_keeps_the_verdicts(daemon: Daemon, stub: Stub) -> None:
@@ -181,7 +202,7 @@ def test_sighup_brings_a_new_key_and_keeps_the_verdicts(daemon: Daemon, stub: St
     daemon.key.write_text(API_KEY)
     reload(daemon, "INFO reloaded")
     assert daemon.ask("joe@other.example") == DUNNO
-    assert "INFO the platform gives verdicts again" in daemon.log
+    assert daemon.log.count("API key refused (403): put") == 1
 
 
 def test_sighup_brings_new_ttls_and_the_log_level(daemon: Daemon, stub: Stub) -> None:
@@ -212,7 +233,7 @@ def test_sighup_does_not_move_the_socket(daemon: Daemon) -> None:
     place = daemon.socket
     daemon.socket = daemon.directory / "elsewhere"
     daemon.configure()
-    reload(daemon, f"WARNING the socket stays at {place} until a restart")
+    reload(daemon, f"WARNING socket stays {place} until a restart")
     daemon.socket = place
     assert daemon.ask("joe@no.example") == DUNNO
 
@@ -242,6 +263,127 @@ def test_postfix_finds_an_answer_or_nobody_through_restarts_and_kills(daemon: Da
         stop.set()
         asker.join(PATIENCE)
     assert set(replies) <= {DUNNO, b""}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_known_good_outlives_the_process(
+    number: signal.Signals, daemon: Daemon, stub: Stub
+) -> None:
+    stub.client.answer("yes.example", "allow")
+    daemon.configure(allow_ttl_seconds=0)
+    daemon.start()
+    assert daemon.ask("joe@yes.example") == OK
+    eventually(lambda: "yes.example" in daemon.run("domains").stdout)
+    daemon.signal(number)
+    daemon.wait()
+    stub.client.listen(wanted=False)
+    daemon.start()
+    assert "INFO 1 known-good domains loaded" in daemon.log
+    assert daemon.ask("joe@yes.example") == OK
+    assert daemon.ask("joe@no.example") == RETRY
+
+
+def test_who_connects_while_it_loads_waits(daemon: Daemon) -> None:
+    """Known-good domains are loaded before the first question is answered."""
+    slow = daemon.directory / "sitecustomize.py"
+    slow.write_text(
+        "import pathlib, time\n"
+        "import mx_validator.store as store\n"
+        "load = store.Store.load\n"
+        "def slowly(self):\n"
+        f"    while not pathlib.Path({str(daemon.directory / 'go')!r}).exists():\n"
+        "        time.sleep(0.01)\n"
+        "    return load(self)\n"
+        "store.Store.load = slowly\n"
+    )
+    daemon.environment["PYTHONPATH"] = f"{daemon.directory}:{daemon.environ['PYTHONPATH']}"
+    starting = threading.Thread(target=daemon.start)
+    starting.start()
+    eventually(daemon.socket.exists)
+    with daemon.connect() as connection:
+        connection.sendall(request_for("joe@no.example"))
+        (daemon.directory / "go").touch()
+        assert read_reply(connection) == DUNNO
+    starting.join(PATIENCE)
+
+
+def test_a_damaged_store_costs_a_log_line(daemon: Daemon, stub: Stub) -> None:
+    stub.client.answer("yes.example", "allow")
+    daemon.start()
+    assert daemon.ask("joe@yes.example") == OK
+    daemon.stop()
+    daemon.store.write_bytes(b"garbage" * 1000)
+    daemon.start()
+    assert "ERROR " in daemon.log
+    assert daemon.ask("joe@yes.example") == OK
+    eventually(lambda: "yes.example" in daemon.run("domains").stdout)
+
+
+def test_what_was_saved_of_a_damaged_store_is_written_anew(daemon: Daemon, stub: Stub) -> None:
+    store = Store(daemon.store)
+    store.start()
+    for number in range(5000):
+        store.keep(f"{number}.example")
+    store.stop()
+    with daemon.store.open("r+b") as file:
+        file.seek(daemon.store.stat().st_size // 2)
+        file.write(b"\xff" * 40960)
+    daemon.start()
+    saved = int(re.findall(r"(\d+) known-good domains loaded", daemon.log)[0])
+    assert 100 < saved < 5000
+    eventually(lambda: len(daemon.run("domains").stdout.splitlines()) == saved)
+    assert daemon.ask("joe@0.example") == OK
+    assert stub.client.count() == 0
+
+
+def test_a_taken_metrics_port_keeps_nobodys_mail_waiting(daemon: Daemon) -> None:
+    with socket.create_server(("127.0.0.1", daemon.metrics_port)):
+        daemon.start()
+        assert f"ERROR no metrics on 127.0.0.1 port {daemon.metrics_port}: " in daemon.log
+        assert daemon.ask("joe@no.example") == DUNNO
+
+
+def test_metrics(daemon: Daemon, stub: Stub) -> None:
+    stub.client.answer("yes.example", "allow")
+    daemon.start()
+    daemon.ask("joe@yes.example")
+    daemon.ask("joe@yes.example")
+    daemon.ask("joe@no.example")
+    url = f"http://127.0.0.1:{daemon.metrics_port}"
+    with urllib.request.urlopen(f"{url}/metrics", timeout=PATIENCE) as reply:
+        metrics = reply.read().decode()
+    assert 'mx_validator_answers_total{source="memory",verdict="ALLOW"} 1.0\n' in metrics
+    assert 'mx_validator_platform_answers_total{outcome="deny"} 1.0\n' in metrics
+    assert "mx_validator_platform_answer_seconds_count 2.0\n" in metrics
+    assert "mx_validator_known_good_domains 1.0\n" in metrics
+    assert "example" not in metrics
+    daemon.metrics_port = free_port()
+    daemon.configure()
+    reload(daemon, "INFO reloaded")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    url = f"http://127.0.0.1:{daemon.metrics_port}"
+    with urllib.request.urlopen(f"{url}/healthz", timeout=PATIENCE) as reply:
+        assert reply.read() == b"ok\n"
+
+
+def test_a_stuck_loop_ends_the_process(daemon: Daemon) -> None:
+    (daemon.directory / "sitecustomize.py").write_text(
+        "import time\n"
+        "import mx_validator.watchdog as watchdog, mx_validator.responder as responder\n"
+        "watchdog.STUCK_SECONDS = 0.5\n"
+        "watchdog.Watchdog.__init__.__defaults__ = (0.5,)\n"
+        "watchdog.BEAT_SECONDS = 0.1\n"
+        "responder.recipient_domain = lambda _: time.sleep(3600)\n"
+    )
+    daemon.environment["PYTHONPATH"] = f"{daemon.directory}:{daemon.environ['PYTHONPATH']}"
+    daemon.start()
+    with daemon.connect() as connection:
+        connection.sendall(request_for("joe@no.example"))
+        assert read_reply(connection) == b""
+    assert daemon.wait() == 1
+    assert "Timeout (0:00:00.500000)!" in daemon.log
+    assert "responder.py" in daemon.log
 
 
 def test_launcher(daemon: Daemon, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import PATIENCE, eventually
 from mx_validator import log
 
 
@@ -49,13 +51,14 @@ def test_set_up(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before = root.handlers[:]
     try:
-        log.set_up("info")
+        writer = log.set_up("info")
         logging.getLogger("mx_validator.x").info("ours")
         logging.getLogger("mx_validator.x").debug("too much")
         logging.getLogger("urllib3").info("theirs")
         logging.getLogger("asyncio").warning("important")
         log.set_level("debug")
         logging.getLogger("mx_validator.x").debug("wanted")
+        writer.stop()
     finally:
         root.handlers[:] = before
         log.set_level("notset")
@@ -66,3 +69,42 @@ def test_set_up(capsys: pytest.CaptureFixture[str]) -> None:
         "DEBUG wanted",
     ]
     assert captured.out == ""
+
+
+class Stuck(logging.Handler):
+    """A handler that writes nothing until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.free.wait(PATIENCE)
+        self.lines.append(record.getMessage())
+
+
+def test_who_logs_never_waits_for_the_reader() -> None:
+    stuck = Stuck()
+    writer = log.Writer(stuck, lines_waiting=3)
+    logger = logging.getLogger("stuck")
+    logger.propagate = False
+    logger.addHandler(writer)
+    logger.warning("0")
+    eventually(writer._lines.empty)  # the first is being written
+    for number in range(1, 10):
+        logger.warning("%d", number)
+    stuck.free.set()
+    writer.stop()
+    assert stuck.lines == ["0", "1", "2", "3", "6 lines of the log were dropped: nobody read them"]
+
+
+def test_the_end_does_not_wait_for_a_reader_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "FLUSH_SECONDS", 0.05)
+    stuck = Stuck()
+    writer = log.Writer(stuck, lines_waiting=1)
+    for _ in range(3):
+        writer.emit(logging.makeLogRecord({"msg": "x"}))
+        writer.stop()
+    assert stuck.lines == []
+    stuck.free.set()

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 import socket
 import ssl
 import subprocess
@@ -19,25 +18,41 @@ from urllib3.exceptions import ClosedPoolError
 
 from conftest import API_KEY, PATIENCE, Stub, eventually_async
 from mx_validator import platform
-from mx_validator.platform import MAX_BODY_BYTES, THREADS, PlatformClient, Target, judge
-from mx_validator.verdict import Answer, Verdict
+from mx_validator.limits import Kind
+from mx_validator.platform import (
+    MAX_BODY_BYTES,
+    THREADS,
+    PlatformClient,
+    Target,
+    judge,
+)
+from mx_validator.verdict import Outcome, OutcomeKind, Verdict
 
-ALLOW = Answer(Verdict.ALLOW, "platform says yes", "platform")
-DENY = Answer(Verdict.DENY, "platform says no", "platform")
+AT_ONCE = THREADS[Kind.UNKNOWN]
+ALLOW = Outcome(Verdict.ALLOW, "platform says yes", "allow")
+DENY = Outcome(Verdict.DENY, "platform says no", "deny")
 SHORT = 0.5  # seconds a question may take where it is meant to fail by that
 
-Client = Callable[..., PlatformClient]
+
+class Asker(PlatformClient):
+    """A client that asks about unknown domains unless it is told otherwise."""
+
+    async def ask(self, domain: str, kind: Kind = Kind.UNKNOWN) -> Outcome:
+        return await super().ask(domain, kind)
+
+
+Client = Callable[..., Asker]
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    clients: list[PlatformClient] = []
+    clients: list[Asker] = []
 
     def make(
         url: str, seconds: float = PATIENCE, key: str = API_KEY, ca_file: Path | str = "/none"
-    ) -> PlatformClient:
-        target = Target(url, key, Path("/etc/mx-validator/api-key"), Path(ca_file))
-        clients.append(PlatformClient(target, seconds))
+    ) -> Asker:
+        target = Target(url, key, Path(ca_file))
+        clients.append(Asker(target, seconds))
         return clients[-1]
 
     yield make
@@ -50,8 +65,8 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("platform")]
 
 
-def deferred(reason: str) -> Answer:
-    return Answer(Verdict.DEFER, reason, "platform")
+def deferred(reason: str, kind: OutcomeKind) -> Outcome:
+    return Outcome(Verdict.DEFER, reason, kind)
 
 
 JUDGED = [
@@ -95,28 +110,28 @@ JUDGED = [
 @pytest.mark.parametrize(("status", "body", "verdict"), JUDGED)
 def test_judge(status: int, body: bytes, verdict: Verdict) -> None:
     assert judge(status, body).verdict is verdict
-    assert judge(status, body).key_refused is (status in {401, 403})
+    assert (judge(status, body).kind == "key_refused") is (status in {401, 403})
 
 
 MODES = {
     "allow": ALLOW,
     "deny": DENY,
-    "unauthorized": deferred("API key refused (401)"),
-    "forbidden": deferred("API key refused (403)"),
-    "not_found": deferred("platform answered 404"),
-    "too_many": deferred("platform answered 429"),
-    "error_html": deferred("platform answered 500 with something else than {}"),
-    "error_empty": deferred("platform answered 500 with something else than {}"),
-    "error_json": deferred("platform answered 500 with something else than {}"),
-    "bad_gateway": deferred("platform answered 502"),
-    "unavailable": deferred("platform answered 503"),
-    "gateway_timeout": deferred("platform answered 504"),
-    "redirect": deferred("platform answered 302"),
-    "ok_html": deferred("platform answered 200 without Success: true"),
-    "ok_false": deferred("platform answered 200 without Success: true"),
-    "ok_list": deferred("platform answered 200 without Success: true"),
-    "huge": deferred(f"platform answered 200 with over {MAX_BODY_BYTES} bytes"),
-    "reset": deferred("no answer from the platform: Connection reset by peer"),
+    "unauthorized": deferred("API key refused (401)", "key_refused"),
+    "forbidden": deferred("API key refused (403)", "key_refused"),
+    "not_found": deferred("platform answered 404", "http_error"),
+    "too_many": deferred("platform answered 429", "http_error"),
+    "error_html": deferred("platform answered 500 with something else than {}", "no_verdict"),
+    "error_empty": deferred("platform answered 500 with something else than {}", "no_verdict"),
+    "error_json": deferred("platform answered 500 with something else than {}", "no_verdict"),
+    "bad_gateway": deferred("platform answered 502", "http_error"),
+    "unavailable": deferred("platform answered 503", "http_error"),
+    "gateway_timeout": deferred("platform answered 504", "http_error"),
+    "redirect": deferred("platform answered 302", "http_error"),
+    "ok_html": deferred("platform answered 200 without Success: true", "no_verdict"),
+    "ok_false": deferred("platform answered 200 without Success: true", "no_verdict"),
+    "ok_list": deferred("platform answered 200 without Success: true", "no_verdict"),
+    "huge": deferred(f"platform answered 200 with over {MAX_BODY_BYTES} bytes", "no_verdict"),
+    "reset": deferred("no answer from the platform: Connection reset by peer", "unreachable"),
 }
 
 
@@ -134,11 +149,11 @@ async def test_every_kind_of_answer(mode: str, stub: Stub, client: Client) -> No
 async def test_no_answer_in_time_frees_the_thread_and_the_connection(
     mode: str, stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "THREADS", 1)
+    monkeypatch.setattr(platform, "THREADS", dict.fromkeys(Kind, 1))
     stub.client.answer("slow.example", mode, interval_ms=100)
     stub.client.answer("x.example", "allow")
     asker = client(stub.url, SHORT)
-    assert await asker.ask("slow.example") == deferred("no answer within 0.5 s")
+    assert await asker.ask("slow.example") == deferred("no answer within 0.5 s", "timeout")
     asker._question_seconds = PATIENCE
     assert await asker.ask("x.example") == ALLOW
 
@@ -146,11 +161,11 @@ async def test_no_answer_in_time_frees_the_thread_and_the_connection(
 async def test_question_that_waited_too_long_for_a_thread(
     stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "THREADS", 1)
+    monkeypatch.setattr(platform, "THREADS", dict.fromkeys(Kind, 1))
     started: list[str] = []
     fetch = PlatformClient._fetch
 
-    def spy(asker: PlatformClient, *arguments: Any) -> platform.Outcome:
+    def spy(asker: PlatformClient, *arguments: Any) -> Outcome:
         started.append(arguments[-1])
         return fetch(asker, *arguments)
 
@@ -159,7 +174,7 @@ async def test_question_that_waited_too_long_for_a_thread(
     stub.client.answer("x.example", "allow")
     asker = client(stub.url, SHORT)
     answers = await asyncio.gather(*(asker.ask(f"{number}.example") for number in range(9)))
-    assert answers == [deferred("no answer within 0.5 s")] * 9
+    assert answers == [deferred("no answer within 0.5 s", "timeout")] * 9
     asker._question_seconds = PATIENCE
     assert await asker.ask("x.example") == ALLOW
     # The others were dropped when their time was up, not worked off one by one.
@@ -169,8 +184,8 @@ async def test_question_that_waited_too_long_for_a_thread(
 async def test_questions_run_at_the_same_time(stub: Stub, client: Client) -> None:
     stub.client.default("hang")
     asker = client(stub.url)
-    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(THREADS + 2)]
-    await eventually_async(lambda: stub.client.count() == THREADS)
+    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(AT_ONCE + 2)]
+    await eventually_async(lambda: stub.client.count() == AT_ONCE)
     stub.client.reset()
     await asyncio.gather(*asked)
 
@@ -187,7 +202,7 @@ async def test_close_ends_what_is_under_way(stub: Stub, client: Client) -> None:
 async def test_nobody_listens(stub: Stub, client: Client) -> None:
     stub.client.listen(wanted=False)
     assert await client(stub.url).ask("x.example") == deferred(
-        "no answer from the platform: Connection refused"
+        "no answer from the platform: Connection refused", "unreachable"
     )
 
 
@@ -198,7 +213,9 @@ async def test_no_such_host(client: Client) -> None:
 
 
 async def test_path_of_the_platform(stub: Stub, client: Client) -> None:
-    assert await client(f"{stub.url}oempro/").ask("x.example") == deferred("platform answered 404")
+    assert await client(f"{stub.url}oempro/").ask("x.example") == deferred(
+        "platform answered 404", "http_error"
+    )
     assert stub.client.requests()[0]["path"] == "/oempro/api/v1/inbound-relay-domain-check"
 
 
@@ -220,11 +237,22 @@ async def test_netrc_and_proxies_of_the_environment_are_ignored(
     assert await client(stub.url).ask("x.example") == ALLOW
 
 
+async def test_refreshes_do_not_wait_for_unknown_domains(stub: Stub, client: Client) -> None:
+    stub.client.default("hang")
+    stub.client.answer("good.example", "allow")
+    asker = client(stub.url)
+    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(2 * AT_ONCE)]
+    await eventually_async(lambda: stub.client.count() == AT_ONCE)
+    assert await asker.ask("good.example", Kind.REFRESH) == ALLOW
+    stub.client.reset()
+    await asyncio.gather(*asked)
+
+
 async def test_new_target(stub: Stub, client: Client) -> None:
     stub.client.answer("x.example", "allow")
     asker = client(stub.url, key="wrong")
-    assert await asker.ask("x.example") == deferred("API key refused (403)")
-    asker.set_target(Target(stub.url, API_KEY, Path("/key"), Path("/none")))
+    assert await asker.ask("x.example") == deferred("API key refused (403)", "key_refused")
+    asker.set_target(Target(stub.url, API_KEY, Path("/none")))
     assert await asker.ask("x.example") == ALLOW
 
 
@@ -233,7 +261,7 @@ async def test_new_target_lets_a_question_under_way_be_answered(stub: Stub, clie
     asker = client(stub.url)
     asked = asyncio.create_task(asker.ask("x.example"))
     await eventually_async(lambda: stub.client.count() == 1)
-    asker.set_target(Target(stub.url, "wrong", Path("/key"), Path("/none")))
+    asker.set_target(Target(stub.url, "wrong", Path("/none")))
     assert await asked == ALLOW
 
 
@@ -252,32 +280,6 @@ async def test_new_target_at_the_moment_when_a_question_takes_its_connection(
     monkeypatch.setattr(platform._HTTPPool, "_get_conn", closed_once)
     stub.client.answer("x.example", "allow")
     assert await client(stub.url).ask("x.example") == ALLOW
-
-
-@pytest.mark.usefixtures("_logged")
-async def test_trouble_is_logged_when_it_begins_and_ends(
-    stub: Stub, client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
-    asker = client(stub.url)
-    for mode in ("deny", "forbidden", "unauthorized", "allow", "unavailable", "reset", "forbidden"):
-        stub.client.default(mode)
-        await asker.ask("x.example")
-    stub.client.default("deny")
-    await asker.ask("x.example")
-    refused = (
-        "API key refused (403): put the right one into /etc/mx-validator/api-key and send this"
-        " process a SIGHUP; until then only domains in memory are allowed"
-    )
-    away = (
-        "the platform gives no verdict (platform answered 503); domains not in memory are deferred"
-    )
-    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.ERROR, refused),
-        (logging.INFO, "the platform gives verdicts again"),
-        (logging.WARNING, away),
-        (logging.ERROR, refused),
-        (logging.INFO, "the platform gives verdicts again"),
-    ]
 
 
 class Script:
@@ -402,17 +404,17 @@ async def test_connection_closed_just_when_it_is_used_again(
 async def test_all_idle_connections_closed_by_a_restart(stub: Stub, client: Client) -> None:
     stub.client.default("hang")
     asker = client(stub.url)
-    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(THREADS)]
-    await eventually_async(lambda: stub.client.count() == THREADS)
+    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(AT_ONCE)]
+    await eventually_async(lambda: stub.client.count() == AT_ONCE)
     stub.client.default("allow")
     stub.client.reset()
     await asyncio.gather(*asked)
     stub.client.default("allow", delay_ms=100)
-    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(THREADS)]
+    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(AT_ONCE)]
     await asyncio.gather(*asked)
     stub.client.listen(wanted=False)
     stub.client.listen(wanted=True)
-    for number in range(THREADS):
+    for number in range(AT_ONCE):
         assert await asker.ask(f"{number}.example") == ALLOW
 
 
@@ -421,7 +423,8 @@ async def test_no_second_try_on_a_new_connection(
 ) -> None:
     server = script([None])
     assert await client(server.url).ask("x.example") == deferred(
-        "no answer from the platform: Remote end closed connection without response"
+        "no answer from the platform: Remote end closed connection without response",
+        "unreachable",
     )
     assert len(server.requests) == 1
 
@@ -438,7 +441,7 @@ async def test_tries_end_when_every_connection_breaks_at_its_second_use(
 async def test_last_try_is_on_a_new_connection(
     script: Callable[..., Script], client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "THREADS", 1)
+    monkeypatch.setattr(platform, "THREADS", dict.fromkeys(Kind, 1))
     server = script([YES, None], [None])
     asker = client(server.url)
     assert await asker.ask("x.example") == ALLOW
@@ -498,7 +501,9 @@ async def test_redirect_with_an_endless_body(script: Callable[..., Script], clie
         [b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n"], itertools.repeat(b"x" * 65536)
     )
     server = script([endless])
-    assert await client(server.url).ask("x.example") == deferred("platform answered 302")
+    assert await client(server.url).ask("x.example") == deferred(
+        "platform answered 302", "http_error"
+    )
 
 
 async def test_refusal_of_the_key_counts_whatever_its_body(
@@ -513,7 +518,9 @@ async def test_redirect_to_another_host_does_not_get_the_key(
     stub: Stub, script: Callable[..., Script], client: Client
 ) -> None:
     server = script([http(302, b"", b"Location: " + stub.url.encode())])
-    assert await client(server.url).ask("x.example") == deferred("platform answered 302")
+    assert await client(server.url).ask("x.example") == deferred(
+        "platform answered 302", "http_error"
+    )
     assert stub.client.count() == 0
 
 
@@ -572,14 +579,14 @@ async def test_tls_no_answer_in_time(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(platform, "THREADS", 1)
+    monkeypatch.setattr(platform, "THREADS", dict.fromkeys(Kind, 1))
     tls_stub.client.answer("slow.example", mode, interval_ms=100)
     tls_stub.client.answer("x.example", "allow")
     asker = client(tls_stub.url, ca_file=certificates / "ca.pem")
     # The first question is on a new connection, the second on one that was used before.
     assert await asker.ask("x.example") == ALLOW
     asker._question_seconds = SHORT
-    assert await asker.ask("slow.example") == deferred("no answer within 0.5 s")
+    assert await asker.ask("slow.example") == deferred("no answer within 0.5 s", "timeout")
     asker._question_seconds = PATIENCE
     assert await asker.ask("x.example") == ALLOW
 
@@ -597,7 +604,9 @@ async def test_tls_connections_closed_by_a_restart(
 
 async def test_tls_of_another_ca(tls_stub: Stub, certificates: Path, client: Client) -> None:
     answer = await client(tls_stub.url, ca_file=certificates / "other.pem").ask("x.example")
-    assert answer == deferred("TLS to the platform failed: unable to get local issuer certificate")
+    assert answer == deferred(
+        "TLS to the platform failed: unable to get local issuer certificate", "tls"
+    )
     assert tls_stub.client.count() == 0
 
 
@@ -629,7 +638,7 @@ async def test_handshake_that_never_comes(certificates: Path, client: Client) ->
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://localhost:{silent.getsockname()[1]}/"
         asker = client(url, SHORT, ca_file=certificates / "ca.pem")
-        assert await asker.ask("x.example") == deferred("no answer within 0.5 s")
+        assert await asker.ask("x.example") == deferred("no answer within 0.5 s", "timeout")
         silent.settimeout(PATIENCE)
         connection, _ = silent.accept()
         with connection:
@@ -651,7 +660,9 @@ async def test_connection_that_was_made_too_late_is_closed(
 
     monkeypatch.setattr(HTTPConnection, "_new_conn", slowly)
     server = script([None])
-    assert await client(server.url, 0.01).ask("x.example") == deferred("no answer within 0.01 s")
+    assert await client(server.url, 0.01).ask("x.example") == deferred(
+        "no answer within 0.01 s", "timeout"
+    )
     ended.set()
     await eventually_async(lambda: server.closed)
     assert server.requests == [b""]

@@ -1,29 +1,72 @@
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
 
 from conftest import DUNNO, OK, RETRY, FakeClock
 from mx_validator import responder
-from mx_validator.protocol import AccessRequest, CheckRequest, Request
+from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
+from mx_validator.protocol import Request, RequestType, parse_reply
 from mx_validator.responder import Responder
-from mx_validator.verdict import Answer, Decider, Verdict
+from mx_validator.status import Status
+from mx_validator.verdict import Answer, Decider, Outcome, Times, Verdict
 
 ANSWERS = {
-    "yes.example": Answer(Verdict.ALLOW, "platform says yes", "platform"),
-    "no.example": Answer(Verdict.DENY, "platform says no", "platform"),
-    "away.example": Answer(Verdict.DEFER, "platform answered 502", "platform"),
+    "yes.example": Outcome(Verdict.ALLOW, "platform says yes", "allow"),
+    "no.example": Outcome(Verdict.DENY, "platform says no", "deny"),
+    "away.example": Outcome(Verdict.DEFER, "platform answered 502", "http_error"),
 }
 
 
-async def ask(domain: str) -> Answer:
+async def ask(domain: str, _: Kind) -> Outcome:
     return ANSWERS[domain]
+
+
+class Nowhere:
+    def keep(self, domain: str) -> None:
+        """Forget it."""
+
+    drop = keep
 
 
 @pytest.fixture
 def decider(clock: FakeClock) -> Decider:
-    return Decider(ask, 300, 60, clock=clock)
+    limits = Limits(TokenBucket(100, 100, clock()), Breaker("/etc/key"))
+    return Decider(ask, Times(300, 60, 604800, 900), limits, Nowhere(), clock)
+
+
+def look() -> Status:
+    return STATUS
+
+
+STATUS = Status(
+    up_seconds=1.5,
+    last_verdict_seconds=None,
+    failing_seconds=2.0,
+    trouble="nobody\nanswers",
+    key_refused=False,
+    breaker_open=True,
+    questions=1,
+    known_good=2,
+    oldest_seconds=3.0,
+    newest_seconds=1.0,
+    known_good_days=7,
+    denied=4,
+    store_unwritten=0,
+    store_failing_seconds=None,
+    store_trouble=None,
+    lag_seconds=0.001,
+)
+
+
+def access(recipient: str) -> Request:
+    return RequestType.ACCESS, recipient
+
+
+def check(domain: str) -> Request:
+    return RequestType.CHECK, domain
 
 
 async def reply(respond: Responder, request: Request) -> bytes:
@@ -39,27 +82,29 @@ async def reply(respond: Responder, request: Request) -> bytes:
         ("joe@away.example", RETRY),
         ("joe", DUNNO),
         ("", DUNNO),
+        ("yes.example", DUNNO),
+        ("@yes.example", OK),
         ("joe@[192.0.2.1]", DUNNO),
         ("joe@unexpected.example", RETRY),
     ],
 )
 async def test_access(recipient: str, expected: bytes, decider: Decider) -> None:
-    respond = Responder(decider)
-    request = AccessRequest(recipient)
+    respond = Responder(decider, look)
+    request = access(recipient)
     assert await reply(respond, request) == expected
     assert await reply(respond, request) == expected
 
 
 @pytest.mark.parametrize("recipient", ["bounce+1@yes.example", "joe@no.example", "joe"])
 async def test_what_is_known_is_answered_at_once(recipient: str, decider: Decider) -> None:
-    respond = Responder(decider)
-    await reply(respond, AccessRequest(recipient))
-    assert isinstance(respond.respond(AccessRequest(recipient)), bytes)
+    respond = Responder(decider, look)
+    await reply(respond, access(recipient))
+    assert isinstance(respond.respond(access(recipient)), bytes)
 
 
 async def test_check(decider: Decider, clock: FakeClock) -> None:
-    respond = Responder(decider)
-    request = CheckRequest("YES.example")
+    respond = Responder(decider, look)
+    request = check("YES.example")
     expected = "verdict=ALLOW\nreason=platform says yes\nsource={}\nage_seconds={}\n\n"
     assert await reply(respond, request) == expected.format("platform", 0).encode()
     clock.now += 12.4
@@ -67,7 +112,7 @@ async def test_check(decider: Decider, clock: FakeClock) -> None:
 
 
 async def test_check_of_what_is_no_domain(decider: Decider) -> None:
-    assert await reply(Responder(decider), CheckRequest("joe@yes.example")) == (
+    assert await reply(Responder(decider, look), check("joe@yes.example")) == (
         b"verdict=DENY\nreason=not a domain name\nsource=malformed\nage_seconds=0\n\n"
     )
 
@@ -77,7 +122,7 @@ async def test_malformed_is_logged_without_what_was_asked(
     decider: Decider, caplog: pytest.LogCaptureFixture
 ) -> None:
     for recipient in ("s3cret", '"x@s3cret"', "x@s3cret"):
-        assert await reply(Responder(decider), AccessRequest(recipient)) == DUNNO
+        assert await reply(Responder(decider, look), access(recipient)) == DUNNO
     assert 'verdict=DENY source=malformed reason="not a domain name"' in caplog.text
     assert "s3cret" not in caplog.text
 
@@ -90,7 +135,7 @@ async def test_unexpected_error_at_once(
         raise KeyError("surprise")
 
     monkeypatch.setattr(responder, "recipient_domain", broken)
-    assert await reply(Responder(decider), AccessRequest("joe@yes.example")) == RETRY
+    assert await reply(Responder(decider, look), access("joe@yes.example")) == RETRY
     assert "KeyError: 'surprise'" in caplog.text
     assert "joe" not in caplog.text
 
@@ -99,11 +144,46 @@ async def test_unexpected_error_at_once(
 async def test_unexpected_error_later(
     decider: Decider, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(_: str) -> Answer:
+    async def broken() -> Answer:
         raise KeyError("surprise")
 
-    monkeypatch.setattr(decider, "decide", broken)
-    assert await reply(Responder(decider), AccessRequest("joe@yes.example")) == RETRY
-    assert "a request about yes.example could not be answered" in caplog.text
+    monkeypatch.setattr(decider, "decide", lambda _: broken())
+    assert await reply(Responder(decider, look), access("joe@yes.example")) == RETRY
+    assert "a request could not be answered" in caplog.text
     assert "joe" not in caplog.text
     assert caplog.records[0].levelno == logging.ERROR
+
+
+async def test_a_domain_alone_is_no_address_however_well_it_is_known(decider: Decider) -> None:
+    respond = Responder(decider, look)
+    assert await reply(respond, access("joe@yes.example")) == OK
+    assert await reply(respond, access("yes.example")) == DUNNO
+
+
+async def test_forget(decider: Decider) -> None:
+    respond = Responder(decider, look)
+    await reply(respond, access("joe@yes.example"))
+    for domain, answer in (
+        ("YES.example", b"result=forgotten\n\n"),
+        ("yes.example", b"result=unknown\n\n"),
+        ("joe@yes", b"result=malformed\nreason=not a domain name\n\n"),
+    ):
+        assert await reply(respond, (RequestType.FORGET, domain)) == answer
+    assert not decider.allows_at_once("yes.example")
+
+
+async def test_status(decider: Decider) -> None:
+    answer = await reply(Responder(decider, look), (RequestType.STATUS, ""))
+    assert Status(**json.loads(parse_reply(answer)["status"])) == STATUS
+
+
+async def test_answers_are_counted(decider: Decider) -> None:
+    respond = Responder(decider, look)
+    for recipient in ("a@yes.example", "b@yes.example", "c@no.example", "d"):
+        await reply(respond, access(recipient))
+    assert decider.answers == {
+        ("ALLOW", "platform"): 1,
+        ("ALLOW", "memory"): 1,
+        ("DENY", "platform"): 1,
+        ("DENY", "malformed"): 1,
+    }

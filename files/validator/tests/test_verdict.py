@@ -2,240 +2,667 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import FakeClock, eventually_async
-from mx_validator import verdict
-from mx_validator.verdict import UNEXPECTED, Answer, Decider, Memory, Verdict
+from mx_validator import limits, verdict
+from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
+from mx_validator.memory import Denied
+from mx_validator.verdict import UNEXPECTED, Answer, Decider, Outcome, Source, Times, Verdict
+
+YES = Outcome(Verdict.ALLOW, "platform says yes", "allow")
+NO = Outcome(Verdict.DENY, "platform says no", "deny")
+AWAY = Outcome(Verdict.DEFER, "platform answered 502", "http_error")
+REFUSED = Outcome(Verdict.DEFER, "API key refused (403)", "key_refused")
 
 ALLOW = Answer(Verdict.ALLOW, "platform says yes", "platform")
 DENY = Answer(Verdict.DENY, "platform says no", "platform")
 DEFER = Answer(Verdict.DEFER, "platform answered 502", "platform")
 
+DAY = 86400
+TIMES = Times(allow_ttl=300, deny_ttl=60, known_good=7 * DAY, deny_grace=900)
+
 
 class Platform:
     """A platform that answers as it is told, and can be held."""
 
-    def __init__(self, answer: Answer = ALLOW) -> None:
-        self.answer = answer
-        self.asked: list[str] = []
+    def __init__(self, outcome: Outcome = YES) -> None:
+        self.outcome = outcome
+        self.asked: list[tuple[str, Kind]] = []
         self.free = asyncio.Event()
         self.free.set()
 
-    async def ask(self, domain: str) -> Answer:
-        self.asked.append(domain)
-        answer = self.answer
+    async def ask(self, domain: str, kind: Kind) -> Outcome:
+        self.asked.append((domain, kind))
+        outcome = self.outcome
         await self.free.wait()
+        return outcome
+
+
+class Disk:
+    """What is kept beyond the end of the process."""
+
+    def __init__(self) -> None:
+        self.domains: set[str] = set()
+
+    def keep(self, domain: str) -> None:
+        self.domains.add(domain)
+
+    def drop(self, domain: str) -> None:
+        self.domains.discard(domain)
+
+
+class World:
+    """A decider with all that it needs."""
+
+    def __init__(self, clock: FakeClock, outcome: Outcome = YES, times: Times = TIMES) -> None:
+        self.clock = clock
+        self.platform = Platform(outcome)
+        self.disk = Disk()
+        self.limits = Limits(TokenBucket(1000, 1000, clock()), Breaker("/etc/key"))
+        self.decider = Decider(self.platform.ask, times, self.limits, self.disk, clock)
+
+    async def ask(self, domain: str = "x.example") -> Answer:
+        """The answer that Postfix gets."""
+        answer = self.decider.decide(domain)
+        return answer if isinstance(answer, Answer) else await answer
+
+    def at_once(self, domain: str = "x.example") -> Answer:
+        """The same, for an answer that must not wait for the platform."""
+        answer = self.decider.decide(domain)
+        assert isinstance(answer, Answer)
         return answer
 
+    async def settle(self) -> None:
+        """Let the questions under way come to their end."""
+        while questions := [*self.decider._questions.values()]:
+            await asyncio.wait(questions)
 
-def decider(platform: Platform, clock: FakeClock, answer_seconds: float = 60) -> Decider:
-    return Decider(platform.ask, 300, 60, answer_seconds, clock)
+    async def known_good(self, age: float, domain: str = "x.example") -> None:
+        """Let the platform confirm a domain, and time pass."""
+        outcome, self.platform.outcome = self.platform.outcome, YES
+        await self.ask(domain)
+        self.platform.outcome = outcome
+        self.platform.asked.clear()
+        self.clock.now += age
 
 
-@pytest.mark.parametrize(("answer", "ttl"), [(ALLOW, 300), (DENY, 60)])
-async def test_a_verdict_is_remembered_for_its_ttl(
-    answer: Answer, ttl: int, clock: FakeClock
+@pytest.fixture
+def world(clock: FakeClock) -> World:
+    return World(clock)
+
+
+def given_as(answer: Answer, source: Source, age: float = 0) -> bool:
+    return (answer.source, answer.age_seconds) == (source, age)
+
+
+# -- fresh answers ------------------------------------------------------------
+
+
+async def test_a_yes_is_fresh_for_its_ttl_and_then_refreshed_behind_the_senders_back(
+    world: World,
 ) -> None:
-    platform = Platform(answer)
-    decide = decider(platform, clock)
-    assert decide.decide_now("x.example") is None
-    assert await decide.decide("x.example") == answer
-    clock.now += ttl - 1
-    remembered = Answer(answer.verdict, answer.reason, "memory", ttl - 1)
-    assert decide.decide_now("x.example") == remembered
-    assert await decide.decide("x.example") == remembered
-    assert platform.asked == ["x.example"]
-    clock.now += 1
-    assert decide.decide_now("x.example") is None
-    assert await decide.decide("x.example") == answer
-    assert platform.asked == ["x.example"] * 2
+    assert await world.ask() == ALLOW
+    world.clock.now += 299
+    assert world.at_once() == Answer(Verdict.ALLOW, "platform says yes", "memory", 299)
+    assert len(world.platform.asked) == 1
+    world.clock.now += 1
+    assert world.at_once() == Answer(Verdict.ALLOW, "platform said yes", "known good", 300)
+    await world.settle()
+    assert world.platform.asked == [("x.example", Kind.UNKNOWN), ("x.example", Kind.REFRESH)]
+    assert given_as(world.at_once(), "memory", 0)
 
 
-async def test_a_use_does_not_make_a_verdict_last_longer(clock: FakeClock) -> None:
-    decide = decider(Platform(), clock)
-    await decide.decide("x.example")
+async def test_a_no_is_remembered_for_its_ttl(world: World) -> None:
+    world.platform.outcome = NO
+    assert await world.ask() == DENY
+    world.clock.now += 59
+    assert world.at_once() == Answer(Verdict.DENY, "platform says no", "memory", 59)
+    world.clock.now += 1
+    assert await world.ask() == DENY
+    assert world.platform.asked == [("x.example", Kind.UNKNOWN)] * 2
+
+
+async def test_a_use_does_not_make_a_no_last_longer(world: World) -> None:
+    world.platform.outcome = NO
+    await world.ask()
+    for _ in range(2):
+        world.clock.now += 29
+        assert given_as(world.at_once(), "memory", world.clock.now - 1000)
+    world.clock.now += 2
+    await world.ask()
+    assert len(world.platform.asked) == 2
+
+
+async def test_the_short_way_is_for_what_is_fresh_alone(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    decider = world.decider
+    assert not decider.allows_at_once("x.example")
+    await world.ask()
+    world.clock.now += 299
+    assert decider.allows_at_once("x.example")
+    assert not decider.allows_at_once("X.example")
+    assert decider.answers["ALLOW", "memory"] == 1
+    with caplog.at_level(logging.DEBUG, "mx_validator"):
+        assert not decider.allows_at_once("x.example")  # the long way logs
+    decider.change_platform()
+    assert not decider.allows_at_once("x.example")
+    world.clock.now += 1
+    assert not decider.allows_at_once("x.example")
+
+
+async def test_times_can_be_changed(world: World) -> None:
+    await world.known_good(50)
+    world.decider.times = replace(TIMES, allow_ttl=40)
+    assert given_as(world.at_once(), "known good", 50)
+    world.platform.outcome = NO
+    await world.ask("y.example")
+    world.clock.now += 30
+    world.decider.times = replace(TIMES, deny_ttl=30)
+    await world.ask("y.example")
+    assert world.platform.asked[1:] == [("y.example", Kind.UNKNOWN)] * 2
+
+
+async def test_defer_is_not_remembered(world: World) -> None:
+    world.platform.outcome = AWAY
+    assert await world.ask() == DEFER
+    assert await world.ask() == DEFER
+    assert len(world.platform.asked) == 2
+
+
+# -- known good ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("age", [300, 7 * DAY - 1])
+async def test_known_good_is_allowed_while_the_platform_cannot_say(
+    age: float, world: World
+) -> None:
+    await world.known_good(age)
+    world.platform.outcome = AWAY
     for _ in range(3):
-        clock.now += 99
-        assert decide.decide_now("x.example")
-    clock.now += 3
-    assert decide.decide_now("x.example") is None
+        assert world.at_once() == Answer(Verdict.ALLOW, "platform said yes", "known good", age)
+        await world.settle()
+    assert world.disk.domains == {"x.example"}
 
 
-async def test_no_ttl_no_memory(clock: FakeClock) -> None:
-    platform = Platform()
-    decide = Decider(platform.ask, 0, 0, clock=clock)
-    await decide.decide("x.example")
-    assert decide.decide_now("x.example") is None
+async def test_known_good_ends(world: World) -> None:
+    await world.known_good(7 * DAY)
+    world.platform.outcome = AWAY
+    assert await world.ask() == DEFER
+    world.platform.outcome = NO
+    assert await world.ask() == DENY  # without grace
+    assert world.disk.domains == set()
 
 
-async def test_a_new_ttl_counts_for_what_is_in_memory(clock: FakeClock) -> None:
-    decide = decider(Platform(), clock)
-    await decide.decide("x.example")
-    clock.now += 50
-    decide.set_ttls(40, 60)
-    assert decide.decide_now("x.example") is None
+async def test_known_good_can_be_switched_off(world: World) -> None:
+    world.decider.times = replace(TIMES, known_good=0)
+    await world.known_good(299)
+    assert given_as(world.at_once(), "memory", 299)
+    world.clock.now += 1
+    world.platform.outcome = AWAY
+    assert await world.ask() == DEFER
 
 
-async def test_the_last_verdict_counts(clock: FakeClock) -> None:
-    platform = Platform(DENY)
-    decide = decider(platform, clock)
-    for answer in (DENY, ALLOW, DENY):
-        platform.answer = answer
-        assert (await decide.decide("x.example")).verdict is answer.verdict
-        remembered = decide.decide_now("x.example")
-        assert remembered is not None
-        assert remembered.verdict is answer.verdict
-        clock.now += 301
+async def test_known_good_never_waits(world: World) -> None:
+    await world.known_good(301)
+    world.platform.free.clear()
+    for _ in range(3):
+        assert given_as(world.at_once(), "known good", 301)
+    await eventually_async(lambda: world.platform.asked)
+    assert world.platform.asked == [("x.example", Kind.REFRESH)]
+    world.platform.free.set()
 
 
-async def test_defer_is_not_remembered(clock: FakeClock) -> None:
-    platform = Platform(DEFER)
-    decide = decider(platform, clock)
-    assert await decide.decide("x.example") == DEFER
-    assert decide.decide_now("x.example") is None
-    assert await decide.decide("x.example") == DEFER
-    assert platform.asked == ["x.example"] * 2
+async def test_a_refresh_without_a_verdict_is_not_repeated_with_every_mail(world: World) -> None:
+    await world.known_good(301)
+    world.platform.outcome = AWAY
+    for seconds in (0, 9.9, 0.1):
+        world.clock.now += seconds
+        world.at_once()
+        await world.settle()
+    assert len(world.platform.asked) == 2
 
 
-async def test_those_who_ask_together_share_one_question(clock: FakeClock) -> None:
-    platform = Platform()
-    platform.free.clear()
-    decide = decider(platform, clock)
-    waiting = [asyncio.create_task(decide.decide("x.example")) for _ in range(50)]
-    other = asyncio.create_task(decide.decide("y.example"))
-    await eventually_async(lambda: len(platform.asked) == 2)
-    platform.free.set()
+async def test_what_was_kept_counts_from_the_start(world: World) -> None:
+    world.platform.outcome = AWAY
+    world.decider.load([("old.example", 8 * DAY), ("good.example", 6 * DAY), ("new.example", 1)])
+    assert given_as(world.at_once("new.example"), "memory", 1)
+    assert given_as(world.at_once("good.example"), "known good", 6 * DAY)
+    assert await world.ask("old.example") == DEFER
+    assert list(world.decider.ages()) == [
+        ("old.example", 8 * DAY),
+        ("good.example", 6 * DAY),
+        ("new.example", 1),
+    ]
+
+
+# -- one bad answer -----------------------------------------------------------
+
+
+async def deny_for(world: World, seconds: int, every: int) -> Answer:
+    """Let the platform deny for so long; return what Postfix hears last."""
+    world.platform.outcome = NO
+    answer = world.at_once()
+    await world.settle()
+    for _ in range(0, seconds, every):
+        world.clock.now += every
+        answer = await world.ask()
+        await world.settle()
+    return answer
+
+
+async def test_a_no_counts_when_it_has_been_repeated_for_the_grace(world: World) -> None:
+    await world.known_good(301)
+    assert (await deny_for(world, 899, 31)).verdict is Verdict.ALLOW
+    assert given_as(world.at_once(), "known good", world.clock.now - 1000)
+    assert "x.example" in world.disk.domains
+    world.clock.now += 60
+    world.at_once()
+    await world.settle()
+    assert world.at_once().verdict is Verdict.DENY
+    assert world.disk.domains == set()
+
+
+@pytest.mark.parametrize("other", [YES, AWAY])
+async def test_any_other_answer_in_between_begins_the_grace_anew(
+    other: Outcome, world: World
+) -> None:
+    await world.known_good(301)
+    await deny_for(world, 840, 60)
+    world.platform.outcome = other
+    world.clock.now += 400
+    world.at_once()
+    await world.settle()
+    world.clock.now += 400
+    assert (await deny_for(world, 840, 60)).verdict is Verdict.ALLOW
+    assert (await deny_for(world, 120, 60)).verdict is Verdict.DENY
+
+
+async def test_without_grace_a_no_counts_at_once(world: World) -> None:
+    world.decider.times = replace(TIMES, deny_grace=0)
+    await world.known_good(301)
+    world.platform.outcome = NO
+    world.at_once()
+    await world.settle()
+    assert world.at_once().verdict is Verdict.DENY
+
+
+async def test_a_denied_domain_is_asked_about_though_no_mail_comes(world: World) -> None:
+    await world.known_good(301)
+    world.platform.outcome = NO
+    world.at_once()
+    for _ in range(950):
+        await world.settle()
+        world.clock.now += 1
+        world.decider.tend()
+    assert len(world.platform.asked) == 1 + 900 / 60
+    assert world.at_once().verdict is Verdict.DENY
+
+
+async def test_a_short_grace_has_its_denials_too(world: World) -> None:
+    world.decider.times = replace(TIMES, deny_grace=10)
+    await world.known_good(301)
+    world.platform.outcome = NO
+    world.at_once()
+    for _ in range(11):
+        await world.settle()
+        world.clock.now += 1
+        world.decider.tend()
+    assert len(world.platform.asked) == 1 + verdict.DENIALS_TO_COUNT
+    assert not world.disk.domains
+
+
+async def test_the_answer_to_a_sender_who_waits_for_a_refresh(world: World) -> None:
+    """An operator sees with `check` that a denial does not count yet."""
+    await world.known_good(301)
+    world.platform.outcome = NO
+    world.at_once()
+    answer = await world.decider._questions["x.example"]
+    assert answer == Answer(
+        Verdict.ALLOW, "platform says no for 0 s, which counts after 900 s", "known good", 301
+    )
+
+
+# -- tending ------------------------------------------------------------------
+
+
+async def test_unused_domains_are_confirmed_before_they_expire(world: World) -> None:
+    await world.known_good(3.5 * DAY)
+    world.decider.tend()
+    assert not world.platform.asked
+    world.clock.now += 1
+    world.decider.tend()
+    await world.settle()
+    assert world.platform.asked == [("x.example", Kind.REFRESH)]
+    assert given_as(world.at_once(), "memory", 0)
+
+
+async def test_expired_domains_are_dropped_while_the_platform_gives_verdicts(
+    world: World,
+) -> None:
+    world.decider.load((f"{number}.example", 7 * DAY + 1) for number in range(25))
+    world.disk.domains = {"0.example", "24.example"}
+    world.platform.free.clear()
+    world.decider.tend()  # nothing is known of the platform yet
+    assert len(world.decider.known_good) == 25
+    world.limits.breaker.failed("away", False, world.clock())
+    world.decider.tend()
+    assert len(world.decider.known_good) == 25
+    world.limits.breaker.succeeded(world.clock())
+    world.decider.tend()
+    assert len(world.decider.known_good) == 5
+    assert world.disk.domains == {"24.example"}
+    world.decider.tend()
+    assert len(world.decider.known_good) == 0
+    world.platform.free.set()
+
+
+async def test_a_domain_displaced_from_memory_leaves_the_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.decider.known_good, "_max_domains", 2)
+    for name in ("a", "b", "c"):
+        await world.ask(name)
+    assert world.disk.domains == {"b", "c"}
+
+
+# -- limits -------------------------------------------------------------------
+
+
+async def test_unknown_domains_are_asked_about_at_a_bounded_rate(world: World) -> None:
+    world.limits.bucket = TokenBucket(2, 3, world.clock())
+    world.platform.outcome = NO
+    answers = [await world.ask(f"{number}.example") for number in range(5)]
+    refused = Answer(Verdict.DEFER, "over 2 unknown domains a second", "limit")
+    assert answers == [DENY] * 3 + [refused] * 2
+    world.clock.now += 0.5
+    assert await world.ask("5.example") == DENY
+    assert world.at_once("6.example") == refused
+    assert given_as(world.at_once("0.example"), "memory", 0.5)
+
+
+async def test_questions_under_way_are_bounded(world: World) -> None:
+    world.platform.free.clear()
+    waiting = [
+        asyncio.create_task(world.ask(f"{number}.example"))
+        for number in range(limits.UNKNOWN_QUESTIONS)
+    ]
+    await eventually_async(lambda: len(world.platform.asked) == limits.UNKNOWN_QUESTIONS)
+    refused = Answer(Verdict.DEFER, "64 questions to the platform under way", "limit")
+    assert world.at_once("one-more.example") == refused
+    joining = asyncio.create_task(world.ask("0.example"))
+    world.platform.free.set()
+    assert await asyncio.gather(*waiting, joining) == [ALLOW] * 65
+    assert await world.ask("one-more.example") == ALLOW
+
+
+async def test_refreshes_are_bounded_and_have_nothing_to_do_with_unknown_domains(
+    world: World,
+) -> None:
+    for number in range(10):
+        await world.known_good(0, f"{number}.example")
+    world.clock.now += 301
+    world.platform.free.clear()
+    world.limits.under_way[Kind.UNKNOWN] = limits.UNKNOWN_QUESTIONS
+    world.limits.bucket = TokenBucket(1, 0, world.clock())
+    for number in range(10):
+        assert given_as(world.at_once(f"{number}.example"), "known good", 301)
+    await eventually_async(lambda: len(world.platform.asked) == limits.REFRESH_QUESTIONS)
+    assert {kind for _, kind in world.platform.asked} == {Kind.REFRESH}
+    world.platform.free.set()
+
+
+async def test_a_silent_platform_is_spared_and_probed(world: World) -> None:
+    await world.known_good(301, "good.example")
+    world.platform.outcome = AWAY
+    for number in range(limits.FAILURES_TO_OPEN):
+        assert await world.ask(f"{number}.example") == DEFER
+    spared = Answer(Verdict.DEFER, "platform gives no verdict: platform answered 502", "limit")
+    world.platform.asked.clear()
+    world.clock.now += limits.PROBE_SECONDS - 1
+    assert world.at_once() == spared
+    assert given_as(world.at_once("good.example"), "known good", 301 + 4)
+    await world.settle()
+    assert not world.platform.asked
+    world.clock.now += 1
+    assert await world.ask() == DEFER  # one probe of each kind
+    assert world.at_once() == spared
+    world.at_once("good.example")
+    await world.settle()
+    assert world.platform.asked == [("x.example", Kind.UNKNOWN), ("good.example", Kind.REFRESH)]
+    world.platform.outcome = NO
+    world.clock.now += limits.PROBE_SECONDS
+    assert await world.ask("a.example") == DENY
+    assert await world.ask("b.example") == DENY
+
+
+async def test_a_refused_key_is_a_failure_of_its_own(world: World) -> None:
+    world.platform.outcome = REFUSED
+    await world.ask()
+    assert world.limits.breaker.health.key_refused
+    world.platform.outcome = YES
+    await world.ask()
+    assert not world.limits.breaker.health.key_refused
+
+
+# -- questions ----------------------------------------------------------------
+
+
+async def test_those_who_ask_together_share_one_question(world: World) -> None:
+    world.platform.free.clear()
+    waiting = [asyncio.create_task(world.ask()) for _ in range(50)]
+    other = asyncio.create_task(world.ask("y.example"))
+    await eventually_async(lambda: len(world.platform.asked) == 2)
+    world.platform.free.set()
     assert await asyncio.gather(*waiting, other) == [ALLOW] * 51
-    assert sorted(platform.asked) == ["x.example", "y.example"]
+    assert len(world.platform.asked) == 2
 
 
 @pytest.mark.usefixtures("_logged")
 async def test_after_the_deadline_the_answer_is_defer_and_the_verdict_still_kept(
-    clock: FakeClock, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    platform = Platform()
-    platform.free.clear()
-    decide = decider(platform, clock, answer_seconds=0.01)
+    monkeypatch.setattr(verdict, "ANSWER_SECONDS", 0.01)
+    world.platform.free.clear()
     late = Answer(Verdict.DEFER, "no answer within 0.01 s", "deadline")
-    assert await decide.decide("x.example") == late
+    assert await world.ask() == late
     assert 'verdict=DEFER domain=x.example source=deadline reason="no answer' in caplog.text
     # Who comes now waits for the same question.
-    assert await decide.decide("x.example") == late
-    platform.free.set()
-    await eventually_async(lambda: decide.decide_now("x.example"))
-    assert platform.asked == ["x.example"]
+    assert await world.ask() == late
+    world.platform.free.set()
+    await world.settle()
+    assert given_as(world.at_once(), "memory", 0)
+    assert len(world.platform.asked) == 1
+    assert world.decider.answers == {("DEFER", "deadline"): 2, ("ALLOW", "memory"): 1}
 
 
-async def test_who_leaves_does_not_take_the_question_along(clock: FakeClock) -> None:
-    platform = Platform()
-    platform.free.clear()
-    decide = decider(platform, clock)
-    leaving = asyncio.create_task(decide.decide("x.example"))
-    staying = asyncio.create_task(decide.decide("x.example"))
-    await eventually_async(lambda: platform.asked)
+async def test_who_leaves_does_not_take_the_question_along(world: World) -> None:
+    world.platform.free.clear()
+    leaving = asyncio.create_task(world.ask())
+    staying = asyncio.create_task(world.ask())
+    await eventually_async(lambda: world.platform.asked)
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    platform.free.set()
+    world.platform.free.set()
     assert await staying == ALLOW
 
 
-async def test_the_verdict_is_kept_when_all_have_left(clock: FakeClock) -> None:
-    platform = Platform()
-    platform.free.clear()
-    decide = decider(platform, clock)
-    leaving = asyncio.create_task(decide.decide("x.example"))
-    await eventually_async(lambda: platform.asked)
+async def test_the_verdict_is_kept_when_all_have_left(world: World) -> None:
+    world.platform.free.clear()
+    leaving = asyncio.create_task(world.ask())
+    await eventually_async(lambda: world.platform.asked)
     leaving.cancel()
-    platform.free.set()
-    await eventually_async(lambda: decide.decide_now("x.example"))
+    world.platform.free.set()
+    await world.settle()
+    assert given_as(world.at_once(), "memory", 0)
 
 
 @pytest.mark.usefixtures("_logged")
 async def test_an_unexpected_error_is_defer_and_in_the_log(
-    clock: FakeClock, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def ask(_: str) -> Answer:
+    async def ask(_: str, __: Kind) -> Outcome:
         raise KeyError("surprise")
 
-    decide = Decider(ask, 300, 60, clock=clock)
-    assert await decide.decide("x.example") == UNEXPECTED
+    world.decider._ask = ask
+    for _ in range(2):
+        assert await world.ask() == Answer(Verdict.DEFER, UNEXPECTED.reason, "platform")
     assert "KeyError: 'surprise'" in caplog.text
-    assert decide.decide_now("x.example") is None
-    assert await decide.decide("x.example") == UNEXPECTED
+    assert world.limits.under_way == dict.fromkeys(Kind, 0)
 
 
-async def test_forget(clock: FakeClock) -> None:
-    platform = Platform()
-    decide = decider(platform, clock)
-    await decide.decide("x.example")
-    platform.answer = DENY
-    await decide.decide("y.example")
-    decide.forget()
-    assert decide.decide_now("x.example") is None
-    assert decide.decide_now("y.example") is None
+# -- changes from outside -----------------------------------------------------
 
 
-async def test_what_was_asked_before_forget_is_not_remembered_after_it(clock: FakeClock) -> None:
-    platform = Platform(ALLOW)
-    platform.free.clear()
-    decide = decider(platform, clock)
-    before = asyncio.create_task(decide.decide("x.example"))
-    await eventually_async(lambda: platform.asked)
-    decide.forget()
-    platform.answer = DENY
-    after = asyncio.create_task(decide.decide("x.example"))
-    await eventually_async(lambda: len(platform.asked) == 2)
-    platform.free.set()
-    assert (await before, await after) == (ALLOW, DENY)
-    remembered = decide.decide_now("x.example")
-    assert remembered is not None
-    assert remembered.verdict is Verdict.DENY
+@pytest.mark.parametrize("outcome", [YES, NO])
+async def test_forget(outcome: Outcome, world: World) -> None:
+    world.platform.outcome = outcome
+    await world.ask()
+    await world.ask("y.example")
+    assert world.decider.forget("x.example")
+    assert not world.decider.forget("x.example")
+    assert "x.example" not in world.disk.domains
+    await world.ask()
+    assert world.platform.asked[2:] == [("x.example", Kind.UNKNOWN)]
+    assert given_as(world.at_once("y.example"), "memory", 0)
 
 
-def test_memory_drops_the_least_recently_used() -> None:
-    memory = Memory(Verdict.ALLOW, 60, max_domains=3)
-    for domain in ("a", "b", "c"):
-        memory.remember(domain, "", 0)
-    memory.recall("a", 1)
-    memory.remember("b", "", 1)
-    memory.remember("d", "", 1)
-    assert [domain for domain in "abcd" if memory.recall(domain, 1)] == ["a", "b", "d"]
-
-
-async def test_denied_garbage_does_not_push_out_what_is_allowed(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+async def test_another_platform_is_asked_anew_but_nothing_known_good_is_lost(
+    world: World,
 ) -> None:
-    monkeypatch.setattr(verdict, "DENY_MEMORY_DOMAINS", 10)
-    monkeypatch.setattr(verdict, "ALLOW_MEMORY_DOMAINS", 10)
-    platform = Platform()
-    decide = decider(platform, clock)
-    await decide.decide("x.example")
-    platform.answer = DENY
+    await world.known_good(1, "good.example")
+    world.platform.outcome = NO
+    await world.ask("bad.example")
+    world.decider.change_platform()
+    world.platform.outcome = AWAY
+    assert given_as(world.at_once("good.example"), "known good", 1)
+    assert await world.ask("bad.example") == DEFER
+    await world.settle()
+    world.clock.now += 10
+    world.platform.outcome = YES
+    world.at_once("good.example")
+    await world.settle()
+    assert given_as(world.at_once("good.example"), "memory", 0)
+
+
+@pytest.mark.parametrize("outcome", [YES, NO])
+async def test_an_outdated_question_teaches_nothing_and_is_no_verdict(
+    outcome: Outcome, world: World
+) -> None:
+    world.platform.outcome = outcome
+    world.platform.free.clear()
+    before = asyncio.create_task(world.ask())
+    await eventually_async(lambda: world.platform.asked)
+    world.decider.change_platform()
+    world.platform.outcome = AWAY
+    after = asyncio.create_task(world.ask())
+    await eventually_async(lambda: len(world.platform.asked) == 2)
+    world.platform.free.set()
+    outdated = Answer(Verdict.DEFER, "asked before things changed", "platform")
+    assert (await before, await after) == (outdated, DEFER)
+    assert not world.disk.domains
+
+
+async def test_denied_garbage_does_not_push_out_what_is_allowed(world: World) -> None:
+    world.decider.denied = Denied(10)
+    await world.ask()
+    world.platform.outcome = NO
     for number in range(30):
-        await decide.decide(f"{number}.example")
-    assert decide.decide_now("x.example")
-    assert decide.decide_now("29.example")
-    assert not decide.decide_now("19.example")
+        await world.ask(f"{number}.example")
+    assert world.at_once().verdict is Verdict.ALLOW
+    assert len(world.decider.denied) == 10
+
+
+# -- log ----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_logged")
 async def test_log_tells_what_the_platform_said_and_what_memory(
-    clock: FakeClock, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    platform = Platform(Answer(Verdict.DENY, 'says "no"\n', "platform"))
-    platform.free.clear()
-    decide = decider(platform, clock)
-    waiting = [asyncio.create_task(decide.decide("x.example")) for _ in range(3)]
-    await eventually_async(lambda: platform.asked)
-    clock.now += 0.012
-    platform.free.set()
+    world.platform.outcome = Outcome(Verdict.DENY, 'says "no"\n', "deny")
+    world.platform.free.clear()
+    waiting = [asyncio.create_task(world.ask()) for _ in range(3)]
+    await eventually_async(lambda: world.platform.asked)
+    world.clock.now += 0.012
+    world.platform.free.set()
     await asyncio.gather(*waiting)
-    decide.decide_now("x.example")
-    line = 'verdict=DENY domain=x.example source={} reason="says \\"no\\"\\n"'
+    world.at_once()
+    line = 'verdict=DENY domain=x.example source={} reason="{}"'
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.INFO, line.format("platform") + " ms=12"),
-        (logging.DEBUG, line.format("memory")),
+        (logging.INFO, line.format("platform", 'says \\"no\\"\\n') + " ms=12"),
+        (logging.DEBUG, line.format("memory", "platform says no")),
     ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"), [(YES, logging.DEBUG), (AWAY, logging.DEBUG), (NO, logging.INFO)]
+)
+@pytest.mark.usefixtures("_logged")
+async def test_refreshes_are_logged_if_something_may_change(
+    outcome: Outcome, level: int, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.known_good(301)
+    caplog.clear()
+    world.platform.outcome = outcome
+    world.at_once()
+    await world.settle()
+    refresh = [record for record in caplog.records if "ms=" in record.getMessage()]
+    assert [record.levelno for record in refresh] == [level]
+
+
+# -- whatever happens ---------------------------------------------------------
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from([YES, NO, AWAY, REFUSED]),
+        st.sampled_from([0, 1, 20, 59, 61, 301, 1000, 4 * DAY, 8 * DAY]),
+        st.sampled_from(["x.example", "y.example"]),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_the_promise(steps: list[tuple[Outcome, int, str]]) -> None:
+    """Who was confirmed is allowed until it is denied for the grace, or out of time."""
+    asyncio.run(keep_the_promise(steps))
+
+
+async def keep_the_promise(steps: list[tuple[Outcome, int, str]]) -> None:
+    clock = FakeClock()
+    world = World(clock)
+    confirmed: dict[str, float] = {}
+    denied_since: dict[str, float] = {}
+
+    async def ask(domain: str, _: Kind) -> Outcome:
+        outcome = world.platform.outcome
+        if outcome is YES:
+            confirmed[domain] = clock()
+        if outcome is NO:
+            denied_since.setdefault(domain, clock())
+        else:
+            denied_since.pop(domain, None)
+        return outcome
+
+    world.decider._ask = ask
+    for outcome, seconds, domain in steps:
+        clock.now += seconds
+        world.platform.outcome = outcome
+        good_for = 7 * DAY - (clock() - confirmed.get(domain, float("-inf")))
+        doubted_for = clock() - denied_since.get(domain, clock())
+        answer = await world.ask(domain)
+        if good_for > 0 and doubted_for < TIMES.deny_grace:
+            assert answer.verdict is Verdict.ALLOW
+        if answer.verdict is Verdict.DENY:
+            assert domain in denied_since
+        if answer.verdict is Verdict.ALLOW:
+            assert domain in confirmed
+        world.decider.tend()
+        await world.settle()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import socket
+import sqlite3
 import sys
 import time
 from pathlib import Path
 from typing import NoReturn
 
-from mx_validator import log, service
+from mx_validator import log, report, service, store
 from mx_validator.config import (
     DEFAULT_LOG_LEVEL,
     DEFAULT_PATH,
@@ -22,6 +24,7 @@ from mx_validator.config import (
 )
 from mx_validator.listener import AlreadyRunningError
 from mx_validator.protocol import ProtocolError, format_attributes, parse_reply
+from mx_validator.status import Status
 from mx_validator.verdict import Verdict
 
 CHECK_SECONDS = 10.0  # the daemon itself answers within 8 s
@@ -35,7 +38,9 @@ _EXIT_CODES = {
 
 _ORIGINS = {
     "memory": "; from memory, {age_seconds} s old",
+    "known good": "; known good, confirmed {age_seconds} s ago",
     "platform": "; asked just now",
+    "limit": "; not asked now",
     "malformed": "",
     "deadline": "",
     "error": "",
@@ -58,11 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "serve":
             return _serve(options.config)
-        if options.command == "check":
-            return _check(options.domain, options.config)
-        return _check_config(options.file)
+        if options.command == "check-config":
+            return _check_config(options.file)
+        if options.command == "domains":
+            return _domains(read_config(options.config).known_good_file)
+        return _ask_daemon(options, read_config(options.config).socket)
     except ConfigError as error:
         return _fail(os.EX_CONFIG, str(error))
+    except BrokenPipeError:  # of `mx-validator domains | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return os.EX_OK
 
 
 def _parser() -> _Parser:
@@ -90,6 +100,25 @@ def _parser() -> _Parser:
         " 78 configuration not usable, 64 wrong usage.",
     )
     check_parser.add_argument("domain", metavar="DOMAIN")
+    status = "say how the daemon is, and whether the platform answers it"
+    commands.add_parser(
+        "status",
+        parents=[config],
+        help=status,
+        description=f"{status}. Exit code: 0 all is well, 75 the platform gives no verdicts or"
+        " known-good domains cannot be written to disk, 69 daemon not reachable.",
+    )
+    domains = "list the known-good domains on disk, with when the platform confirmed them"
+    commands.add_parser("domains", parents=[config], help=domains, description=domains)
+    forget = "make the running daemon forget a domain, so that it asks the platform anew"
+    forget_parser = commands.add_parser(
+        "forget",
+        parents=[config],
+        help=forget,
+        description=f"{forget}. Exit code: 0 forgotten, 1 nothing was known of it, 69 daemon not"
+        " reachable.",
+    )
+    forget_parser.add_argument("domain", metavar="DOMAIN")
     check_config = "check a configuration file before it is put in place"
     check_config_parser = commands.add_parser(
         "check-config",
@@ -102,7 +131,7 @@ def _parser() -> _Parser:
 
 
 def _serve(path: Path) -> int:
-    log.set_up(DEFAULT_LOG_LEVEL)
+    writer = log.set_up(DEFAULT_LOG_LEVEL)
     service.allow_open_files()
     try:
         asyncio.run(service.run(path))
@@ -116,25 +145,56 @@ def _serve(path: Path) -> int:
     except Exception:
         logger.critical("ended by an unexpected error", exc_info=True)
         code = os.EX_SOFTWARE
-    logging.shutdown()
+    writer.stop()
     # Whatever happened, not by return: the interpreter would wait for a thread that sits in a DNS
     # lookup, and nobody would start the daemon again meanwhile.
     os._exit(code)
 
 
-def _check(domain: str, path: Path) -> int:
-    place = read_config(path).socket
-    question = format_attributes({"request": "mx_validator_check", "domain": domain})
+def _ask_daemon(options: argparse.Namespace, place: Path) -> int:
+    """Put the command's question to the daemon, and print what it says."""
+    commands = {"check": _check, "status": _status, "forget": _forget}
+    question = {"request": f"mx_validator_{options.command}"}
+    if options.command != "status":
+        question["domain"] = options.domain
     try:
-        answer = parse_reply(_exchange(place, question))
-        code = _EXIT_CODES[answer["verdict"]]
-        origin = _ORIGINS[answer["source"]].format(**answer)
-        text = f"{answer['verdict']} ({answer['reason']}{origin})"
-    except (OSError, ProtocolError, LookupError) as error:
+        answer = parse_reply(_exchange(place, format_attributes(question)))
+        code, text = commands[options.command](answer)
+    except (OSError, ProtocolError, LookupError, TypeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return _fail(os.EX_UNAVAILABLE, f"no answer from the daemon on {place}: {reason}")
-    print(f"{domain if domain.isprintable() else ascii(domain)}: {text}")  # noqa: T201
+    if options.command != "status":
+        name = options.domain
+        text = f"{name if name.isprintable() else ascii(name)}: {text}"
+    print(text)  # noqa: T201
     return code
+
+
+def _check(answer: dict[str, str]) -> tuple[int, str]:
+    origin = _ORIGINS[answer["source"]].format(**answer)
+    code = _EXIT_CODES[answer["verdict"]]
+    return code, f"{answer['verdict']} ({answer['reason']}{origin})"
+
+
+def _forget(answer: dict[str, str]) -> tuple[int, str]:
+    if answer["result"] == "forgotten":
+        return os.EX_OK, "forgotten"
+    return 1, answer.get("reason", "nothing was known of it")
+
+
+def _status(answer: dict[str, str]) -> tuple[int, str]:
+    status = Status(**json.loads(answer["status"]))
+    well = status.platform_up is not False and status.store_trouble is None
+    return os.EX_OK if well else os.EX_TEMPFAIL, "\n".join(report.lines(status))
+
+
+def _domains(file: Path) -> int:
+    try:
+        for domain, confirmed in store.read(file):
+            print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(confirmed)), domain)  # noqa: T201
+    except sqlite3.Error as error:
+        return _fail(os.EX_UNAVAILABLE, f"{file}: cannot be read: {error}")
+    return os.EX_OK
 
 
 def _exchange(place: Path, question: bytes) -> bytes:

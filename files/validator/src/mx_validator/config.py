@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import ipaddress
 import os
 import re
 import ssl
@@ -14,13 +15,18 @@ DEFAULT_PATH = Path("/etc/mx-validator/mx-validator.conf")
 DEFAULT_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 DEFAULT_LOG_LEVEL = "info"
 MAX_TTL_SECONDS = 86400  # a day; longer would go on taking mail for domains the platform gave up
+MAX_KNOWN_GOOD_DAYS = 365
+MAX_RATE_PER_SECOND = 10_000  # more than any platform, and than this daemon, can do
+MAX_BURST = 1_000_000
 MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107 (unix(7)); a suffix is added while binding
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _REQUIRED = {
-    "platform": {"url", "api_key_file"},
-    "memory": {"allow_ttl_seconds", "deny_ttl_seconds"},
+    "platform": {"url", "api_key_file", "rate_per_second", "burst"},
+    "memory": {"allow_ttl_seconds", "deny_ttl_seconds", "deny_grace_seconds"},
+    "known_good": {"file", "days"},
     "server": {"socket"},
+    "metrics": {"address", "port"},
     "log": set[str](),
 }
 _OPTIONAL = {"platform": {"ca_file"}, "log": {"level"}}
@@ -37,9 +43,16 @@ class Config:
     url: str  # ends with a slash
     api_key_file: Path
     ca_file: Path
+    rate_per_second: int
+    burst: int
     allow_ttl_seconds: int
     deny_ttl_seconds: int
+    deny_grace_seconds: int
+    known_good_file: Path
+    known_good_days: int
     socket: Path
+    metrics_address: str
+    metrics_port: int
     log_level: str  # one of LOG_LEVELS
 
 
@@ -54,9 +67,16 @@ def read_config(path: Path) -> Config:
         url=values.url("platform", "url"),
         api_key_file=values.path("platform", "api_key_file"),
         ca_file=values.path("platform", "ca_file", DEFAULT_CA_FILE),
+        rate_per_second=values.number("platform", "rate_per_second", 1, MAX_RATE_PER_SECOND),
+        burst=values.number("platform", "burst", 1, MAX_BURST),
         allow_ttl_seconds=values.seconds("memory", "allow_ttl_seconds"),
         deny_ttl_seconds=values.seconds("memory", "deny_ttl_seconds"),
+        deny_grace_seconds=values.seconds("memory", "deny_grace_seconds"),
+        known_good_file=values.path("known_good", "file"),
+        known_good_days=values.number("known_good", "days", 0, MAX_KNOWN_GOOD_DAYS, "days"),
         socket=values.socket("server", "socket"),
+        metrics_address=values.address("metrics", "address"),
+        metrics_port=values.number("metrics", "port", 1, 65535),
         log_level=values.choice("log", "level", LOG_LEVELS, DEFAULT_LOG_LEVEL),
     )
     if config.url.lower().startswith("https:"):
@@ -165,11 +185,23 @@ class _Values:
         return path
 
     def seconds(self, section: str, key: str) -> int:
+        return self.number(section, key, 0, MAX_TTL_SECONDS, "seconds")
+
+    def number(self, section: str, key: str, least: int, most: int, unit: str = "") -> int:
         value = self._parser.get(section, key)
-        if not re.fullmatch("[0-9]{1,9}", value) or int(value) > MAX_TTL_SECONDS:
-            limits = f"give a whole number of seconds, 0 to {MAX_TTL_SECONDS}"
-            raise self._error(section, key, value, limits)
+        if not re.fullmatch("[0-9]{1,9}", value) or not least <= int(value) <= most:
+            of_what = f" of {unit}" if unit else ""
+            way_out = f"give a whole number{of_what}, {least} to {most}"
+            raise self._error(section, key, value, way_out)
         return int(value)
+
+    def address(self, section: str, key: str) -> str:
+        value = self._parser.get(section, key)
+        try:
+            return str(ipaddress.ip_address(value))
+        except ValueError:
+            way_out = "give an IP address of this host, such as 127.0.0.1 or ::1"
+            raise self._error(section, key, value, way_out) from None
 
     def choice(self, section: str, key: str, choices: tuple[str, ...], default: str) -> str:
         value = self._parser.get(section, key, fallback=default)

@@ -38,7 +38,8 @@ class Listener:
             raise
 
     def remove(self) -> None:
-        """Disappear from the path, unless something else has taken our place there."""
+        """Close, and disappear from the path unless something else has taken our place there."""
+        self.socket.close()
         with contextlib.suppress(FileNotFoundError):
             if _identity(self._path) == self._identity:
                 self._path.unlink()

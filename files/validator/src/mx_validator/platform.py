@@ -11,24 +11,27 @@ import contextlib
 import http.client
 import http.cookiejar
 import json
-import logging
 import socket
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from mx_validator.verdict import Answer, Verdict
+from mx_validator.limits import Kind
+from mx_validator.verdict import Outcome, Verdict
 
 CHECK_PATH = "api/v1/inbound-relay-domain-check"
-THREADS = 8  # questions at a time; memory answers nearly all, and the platform is to be spared
+# Questions at a time. Memory answers nearly all, and the platform is to be spared. Each kind has
+# threads of its own: unknown domains in any number cannot keep what is known good from a refresh.
+THREADS = {Kind.UNKNOWN: 8, Kind.REFRESH: 4}
+CONNECTIONS = sum(THREADS.values())
 # From the question to its end, waiting for a thread included. Longer than Postfix is kept waiting:
 # a verdict that comes too late for one sender is in memory for the next.
 QUESTION_SECONDS = 12.0
@@ -44,31 +47,23 @@ KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),  # probes without an answer are the end
 ]
 
-logger = logging.getLogger(__name__)
-
-
-class Outcome(NamedTuple):
-    """What one question to the platform came to."""
-
-    verdict: Verdict
-    reason: str
-    key_refused: bool = False
-
 
 def judge(status: int, body: bytes) -> Outcome:
     """Return what an HTTP answer of the platform means. Only two shapes are a verdict."""
     if status == 200:
         if _says_success(body):
-            return Outcome(Verdict.ALLOW, "platform says yes")
-        return Outcome(Verdict.DEFER, "platform answered 200 without Success: true")
+            return Outcome(Verdict.ALLOW, "platform says yes", "allow")
+        return Outcome(Verdict.DEFER, "platform answered 200 without Success: true", "no_verdict")
     if status == 500:
         # Precisely this is the platform's "not mine"; every other 500 is an accident of its own.
         if body.strip(b" \t\r\n") == b"{}":
-            return Outcome(Verdict.DENY, "platform says no")
-        return Outcome(Verdict.DEFER, "platform answered 500 with something else than {}")
+            return Outcome(Verdict.DENY, "platform says no", "deny")
+        return Outcome(
+            Verdict.DEFER, "platform answered 500 with something else than {}", "no_verdict"
+        )
     if status in {401, 403}:
-        return Outcome(Verdict.DEFER, f"API key refused ({status})", key_refused=True)
-    return Outcome(Verdict.DEFER, f"platform answered {status}")
+        return Outcome(Verdict.DEFER, f"API key refused ({status})", "key_refused")
+    return Outcome(Verdict.DEFER, f"platform answered {status}", "http_error")
 
 
 def _says_success(body: bytes) -> bool:
@@ -180,7 +175,6 @@ class Target:
 
     url: str  # ends with a slash
     api_key: str
-    api_key_file: Path  # named in the log when the key is refused
     ca_file: Path
 
 
@@ -189,9 +183,11 @@ class PlatformClient:
 
     def __init__(self, target: Target, question_seconds: float = QUESTION_SECONDS) -> None:
         self._question_seconds = question_seconds
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="platform")
+        self._threads = {
+            kind: ThreadPoolExecutor(number, thread_name_prefix="platform")
+            for kind, number in THREADS.items()
+        }
         self._calls: set[_Call] = set()
-        self._trouble: str | None = None
         self._target = target
         self._session = _session(target)
 
@@ -203,12 +199,13 @@ class PlatformClient:
 
     def close(self) -> None:
         """End the questions under way. Their threads end too, except one inside a DNS lookup."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
         for call in self._calls:
             call.end()
         self._session.close()
 
-    async def ask(self, domain: str) -> Answer:
+    async def ask(self, domain: str, kind: Kind) -> Outcome:
         """Return the platform's verdict on a normalised domain; DEFER if it gives none in time."""
         call = _Call()
         self._calls.add(call)
@@ -216,19 +213,17 @@ class PlatformClient:
             loop = asyncio.get_running_loop()
             url = self._target.url + CHECK_PATH
             question = loop.run_in_executor(
-                self._threads, self._fetch, call, self._session, url, domain
+                self._threads[kind], self._fetch, call, self._session, url, domain
             )
             done, _ = await asyncio.wait({question}, timeout=self._question_seconds)
             if done:
-                outcome = question.result()
-            else:
-                question.cancel()
-                outcome = Outcome(Verdict.DEFER, f"no answer within {self._question_seconds:g} s")
+                return question.result()
+            question.cancel()
+            reason = f"no answer within {self._question_seconds:g} s"
+            return Outcome(Verdict.DEFER, reason, "timeout")
         finally:
             call.end()
             self._calls.discard(call)
-        self._report(outcome)
-        return Answer(outcome.verdict, outcome.reason, "platform")
 
     def _fetch(self, call: _Call, session: requests.Session, url: str, domain: str) -> Outcome:
         """Runs in one of the threads."""
@@ -236,21 +231,22 @@ class PlatformClient:
         try:
             return self._get(call, session, url, domain)
         except requests.exceptions.SSLError as error:
-            return Outcome(Verdict.DEFER, f"TLS to the platform failed: {_cause(error)}")
+            return Outcome(Verdict.DEFER, f"TLS to the platform failed: {_cause(error)}", "tls")
         except (
             requests.RequestException,
             urllib3.exceptions.HTTPError,
             http.client.HTTPException,
             OSError,
         ) as error:
-            return Outcome(Verdict.DEFER, f"no answer from the platform: {_cause(error)}")
+            reason = f"no answer from the platform: {_cause(error)}"
+            return Outcome(Verdict.DEFER, reason, "unreachable")
         finally:
             call.let_go()
 
     def _get(self, call: _Call, session: requests.Session, url: str, domain: str) -> Outcome:
         # The platform may have closed idle connections that wait here for their next use. Each try
         # takes one of them away, so that the last one is sure to be on a new connection.
-        for _ in range(THREADS):
+        for _ in range(CONNECTIONS):
             call.on_new_connection = False
             try:
                 return self._get_once(session, url, domain)
@@ -274,35 +270,12 @@ class PlatformClient:
             body = response.raw.read(MAX_BODY_BYTES + 1, decode_content=False)
             if len(body) > MAX_BODY_BYTES:
                 reason = f"platform answered {status} with over {MAX_BODY_BYTES} bytes"
-                return Outcome(Verdict.DEFER, reason)
+                return Outcome(Verdict.DEFER, reason, "no_verdict")
             # urllib3 1.26 takes a body that was cut short for a whole one.
             if response.headers.get("Content-Length", str(len(body))) != str(len(body)):
-                return Outcome(Verdict.DEFER, f"platform answered {status}, but was cut short")
+                reason = f"platform answered {status}, but was cut short"
+                return Outcome(Verdict.DEFER, reason, "no_verdict")
             return judge(status, body)
-
-    def _report(self, outcome: Outcome) -> None:
-        """Log when the platform begins and when it ceases to give verdicts, not every time."""
-        if outcome.verdict is not Verdict.DEFER:
-            if self._trouble is not None:
-                logger.info("the platform gives verdicts again")
-            self._trouble = None
-            return
-        trouble = "key" if outcome.key_refused else "away"
-        if trouble == self._trouble:
-            return
-        self._trouble = trouble
-        if outcome.key_refused:
-            logger.error(
-                "%s: put the right one into %s and send this process a SIGHUP; until then only"
-                " domains in memory are allowed",
-                outcome.reason,
-                self._target.api_key_file,
-            )
-        else:
-            logger.warning(
-                "the platform gives no verdict (%s); domains not in memory are deferred",
-                outcome.reason,
-            )
 
 
 def _session(target: Target) -> requests.Session:
@@ -320,7 +293,7 @@ def _session(target: Target) -> requests.Session:
     )
     # A session cookie would make PHP answer our parallel questions one after the other.
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    adapter = _Adapter(pool_maxsize=THREADS)
+    adapter = _Adapter(pool_maxsize=CONNECTIONS)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session

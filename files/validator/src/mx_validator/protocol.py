@@ -6,20 +6,12 @@ part of a value (Postfix SMTPD_POLICY_README, "Protocol description").
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
-from typing import NamedTuple
 
 # Postfix sends about 1 kB. Its longest values (HELO, sender, recipient) end at line_length_limit,
-# 2,048 bytes, so that the limits below leave room for four times as much in every direction.
-MAX_LINE_BYTES = 8192
+# 2,048 bytes, so that this leaves room for four times as much.
 MAX_REQUEST_BYTES = 32768
-MAX_REQUEST_LINES = 200  # Postfix 3.10 sends 30
-
-_ACCESS = b"smtpd_access_policy"
-_CHECK = b"mx_validator_check"
-_END = b"\n\n"
-# All other attributes are skipped, as the README demands.
-_NAMES_READ = frozenset({b"request", b"recipient", b"domain"})
 
 
 class ProtocolError(Exception):
@@ -29,26 +21,33 @@ class ProtocolError(Exception):
     """
 
 
-class AccessRequest(NamedTuple):
-    """Postfix asks whether it may take mail for a recipient (`request=smtpd_access_policy`)."""
+class RequestType(enum.Enum):
+    """What is asked, as the attribute `request` says it."""
 
-    recipient: str
-
-
-class CheckRequest(NamedTuple):
-    """An operator asks about a domain (`request=mx_validator_check`)."""
-
-    domain: str
+    ACCESS = b"smtpd_access_policy"  # Postfix: may I take mail for this recipient?
+    CHECK = b"mx_validator_check"  # an operator: what do you say about this domain?
+    FORGET = b"mx_validator_forget"  # an operator: forget this domain
+    STATUS = b"mx_validator_status"  # an operator: how are you?
 
 
-Request = AccessRequest | CheckRequest
+# The type, and what it is about: a recipient, a domain, or nothing. A plain tuple: there is one for
+# each recipient of each mail.
+Request = tuple[RequestType, str]
+
+# The attribute that says what a request is about; all others are skipped, as the README demands.
+_SUBJECTS = {
+    RequestType.ACCESS: b"\nrecipient=",
+    RequestType.CHECK: b"\ndomain=",
+    RequestType.FORGET: b"\ndomain=",
+}
+_ACCESS = RequestType.ACCESS
 
 
 class RequestParser:
     """Cuts a stream of bytes into requests, however the stream was split on its way."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer = b""
 
     def feed(self, data: bytes) -> None:
         """Add what was read."""
@@ -60,54 +59,48 @@ class RequestParser:
         Raises:
             ProtocolError: What comes next is no request, or too large for one.
         """
-        if self._buffer.startswith(b"\n"):
-            raise ProtocolError("empty request")
-        end = self._buffer.find(_END, 0, MAX_REQUEST_BYTES)
-        if end < 0:
-            if len(self._buffer) >= MAX_REQUEST_BYTES:
+        buffer = self._buffer
+        if not buffer:
+            return None
+        end = buffer.find(b"\n\n", 0, MAX_REQUEST_BYTES)
+        if end <= 0:
+            _refuse_empty(buffer)
+            if len(buffer) >= MAX_REQUEST_BYTES:
                 raise ProtocolError(f"request of more than {MAX_REQUEST_BYTES} bytes")
             return None
-        request = bytes(self._buffer[:end])
-        del self._buffer[: end + len(_END)]
-        return _request(_attributes(request))
+        self._buffer = buffer[end + 2 :]
+        # All releases of Postfix begin with this line.
+        if buffer.startswith(b"request=smtpd_access_policy\n"):
+            return _ACCESS, _value(buffer, b"\nrecipient=", end)
+        _refuse_empty(buffer)
+        return _request(b"\n" + buffer[: end + 1])
 
 
-def _attributes(request: bytes) -> dict[bytes, bytes]:
-    lines = request.split(b"\n")
-    if len(lines) > MAX_REQUEST_LINES:
-        raise ProtocolError(f"request of more than {MAX_REQUEST_LINES} lines")
-    if len(request) > MAX_LINE_BYTES and max(map(len, lines)) > MAX_LINE_BYTES:
-        raise ProtocolError(f"line of more than {MAX_LINE_BYTES} bytes")
-    if b"\0" in request:
-        raise ProtocolError("NUL in a line")
-    found: dict[bytes, bytes] = {}
-    for line in lines:
-        name, separator, value = line.partition(b"=")
-        if not separator:
-            raise ProtocolError("line without '='")
-        if name in _NAMES_READ:
-            # The README lets a server keep either; but two recipients leave a doubt.
-            if name in found:
-                raise ProtocolError(f"{name.decode()} given twice")
-            found[name] = value
-    return found
+def _refuse_empty(buffer: bytes) -> None:
+    if buffer.startswith(b"\n"):
+        raise ProtocolError("empty request")
 
 
-def _request(attributes: dict[bytes, bytes]) -> Request:
-    kind = attributes.get(b"request")
-    if kind == _ACCESS:
-        return AccessRequest(_text(attributes, b"recipient"))
-    if kind == _CHECK:
-        return CheckRequest(_text(attributes, b"domain"))
-    raise ProtocolError("request type missing or unknown")
+def _request(lines: bytes) -> Request:
+    """Read the lines of a request, a newline before each and after the last."""
+    end = len(lines) - 1
+    name = _value(lines, b"\nrequest=", end)
+    try:
+        kind = RequestType(name.encode())
+    except ValueError as error:
+        raise ProtocolError("request type unknown") from error
+    subject = _SUBJECTS.get(kind)
+    return kind, _value(lines, subject, end) if subject else ""
 
 
-def _text(attributes: dict[bytes, bytes], name: bytes) -> str:
-    value = attributes.get(name)
-    if value is None:
-        raise ProtocolError(f"{name.decode()} missing")
+def _value(lines: bytes, name: bytes, end: int) -> str:
+    """Return the value of an attribute, the first one if it is given twice."""
+    start = lines.find(name, 0, end)
+    if start < 0:
+        raise ProtocolError(f"{name[1:-1].decode()} missing")
+    start += len(name)
     # A recipient may be in any 8-bit encoding, or in none.
-    return value.decode("utf-8", "surrogateescape")
+    return lines[start : lines.find(b"\n", start)].decode("utf-8", "surrogateescape")
 
 
 def format_attributes(attributes: Mapping[str, str]) -> bytes:

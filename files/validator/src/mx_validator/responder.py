@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from typing import Any
 
 from mx_validator.domain import MalformedDomainError, normalise, recipient_domain
-from mx_validator.protocol import AccessRequest, Request, format_attributes
+from mx_validator.protocol import Request, RequestType, format_attributes
+from mx_validator.status import Status
 from mx_validator.verdict import UNEXPECTED, Answer, Decider, Verdict
 
 # Actions of access(5). DENY is left to the restriction that follows, reject_unauth_destination, so
@@ -20,47 +23,76 @@ _ACCESS_REPLIES = {
     ),
 }
 
+_ACCESS = RequestType.ACCESS
+_ALLOW = _ACCESS_REPLIES[Verdict.ALLOW]
+
+Reply = bytes | Coroutine[Any, Any, bytes]
+
 logger = logging.getLogger(__name__)
 
 
 class Responder:
-    """Answers requests with what the decider says."""
+    """Answers Postfix and operators with what the decider knows."""
 
-    def __init__(self, decider: Decider) -> None:
+    def __init__(self, decider: Decider, look: Callable[[], Status]) -> None:
         self._decider = decider
+        self._look = look
+        self._allows_at_once = decider.allows_at_once
 
-    def respond(self, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
+    def respond(self, request: Request) -> Reply:
         """Return the reply, or a coroutine that will if the platform has to be asked first."""
+        kind, subject = request
+        if kind is _ACCESS:
+            _, at, domain = subject.rpartition("@")
+            # Nearly all mail is for what is known, and that is in normal form.
+            if at and self._allows_at_once(domain):
+                return _ALLOW
+            return self._respond_with(_access_reply, recipient_domain, subject)
+        if kind is RequestType.CHECK:
+            return self._respond_with(_check_reply, normalise, subject)
+        if kind is RequestType.FORGET:
+            return self._forget(subject)
+        return format_attributes({"status": json.dumps(asdict(self._look()))})
+
+    def _respond_with(
+        self, reply: Callable[[Answer], bytes], domain_of: Callable[[str], str], name: str
+    ) -> Reply:
         try:
-            domain = _domain(request)
-            answer = self._decider.decide_now(domain)
+            answer = self._decider.decide(domain_of(name))
         except MalformedDomainError as error:
             # What was asked is not logged: what looks like a domain may be part of a local part.
             logger.info('verdict=DENY source=malformed reason="%s"', error)
-            answer = Answer(Verdict.DENY, str(error), "malformed")
+            answer = self._decider.count(Answer(Verdict.DENY, str(error), "malformed"))
         except Exception:
             logger.exception("a request could not be answered")
             answer = UNEXPECTED
-        return self._respond_later(request, domain) if answer is None else _reply(request, answer)
+        return reply(answer) if isinstance(answer, Answer) else _reply_later(reply, answer)
 
-    async def _respond_later(self, request: Request, domain: str) -> bytes:
+    def _forget(self, name: str) -> bytes:
         try:
-            answer = await self._decider.decide(domain)
-        except Exception:
-            logger.exception("a request about %s could not be answered", domain)
-            answer = UNEXPECTED
-        return _reply(request, answer)
+            domain = normalise(name)
+        except MalformedDomainError as error:
+            return format_attributes({"result": "malformed", "reason": str(error)})
+        known = self._decider.forget(domain)
+        logger.info("forgotten on request: %s, which was %sknown", domain, "" if known else "not ")
+        return format_attributes({"result": "forgotten" if known else "unknown"})
 
 
-def _domain(request: Request) -> str:
-    if isinstance(request, AccessRequest):
-        return recipient_domain(request.recipient)
-    return normalise(request.domain)
+async def _reply_later(
+    reply: Callable[[Answer], bytes], answer: Coroutine[Any, Any, Answer]
+) -> bytes:
+    try:
+        return reply(await answer)
+    except Exception:
+        logger.exception("a request could not be answered")
+        return reply(UNEXPECTED)
 
 
-def _reply(request: Request, answer: Answer) -> bytes:
-    if isinstance(request, AccessRequest):
-        return _ACCESS_REPLIES[answer.verdict]
+def _access_reply(answer: Answer) -> bytes:
+    return _ACCESS_REPLIES[answer.verdict]
+
+
+def _check_reply(answer: Answer) -> bytes:
     return format_attributes(
         {
             "verdict": answer.verdict.value,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any
 
 from mx_validator.listener import BACKLOG
@@ -18,7 +19,9 @@ MAX_CONNECTIONS = 1000
 IDLE_SECONDS = 1200.0
 SWEEP_SECONDS = 60.0  # how often idle connections are looked for
 FULL_LOG_SECONDS = 60.0  # at most one line about refused connections in this time
-DRAIN_SECONDS = 10.0  # for answers under way when the daemon stops; a decision takes 8 s at most
+# For answers under way when the daemon stops. Whom that is too short asks the next copy again, and
+# meanwhile everybody else waits for it: Postfix tries for 4 s.
+DRAIN_SECONDS = 2.0
 
 Respond = Callable[[Request], bytes | Coroutine[Any, Any, bytes]]
 
@@ -45,8 +48,9 @@ class Server:
     async def start(self, listening: socket.socket) -> None:
         """Begin to accept connections."""
         loop = asyncio.get_running_loop()
+        # A duplicate, which is closed when we stop: who connects after that waits on the original.
         self._accepting = await loop.create_unix_server(
-            lambda: _Connection(self), sock=listening, backlog=BACKLOG
+            lambda: _Connection(self), sock=listening.dup(), backlog=BACKLOG
         )
         self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
 
@@ -83,7 +87,7 @@ class Server:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         for connection in list(self._connections):
-            connection.close_if_idle_since(loop.time() - self._idle_seconds)
+            connection.close_if_idle_since(monotonic() - self._idle_seconds)
         self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
 
 
@@ -97,9 +101,11 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._parser = RequestParser()
         self._task: asyncio.Task[bytes] | None = None
+        self._respond = server.respond
         self._can_write = True
+        self._paused = False
         self._finishing = False
-        self._last_read = self._loop.time()
+        self._last_read = monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what a stream server makes
@@ -113,13 +119,14 @@ class _Connection(asyncio.Protocol):
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
-        self._last_read = self._loop.time()
+        self._last_read = monotonic()
         self._parser.feed(data)
         if self._task is None and self._can_write:
             self._answer()
         else:
             # Who sends on without waiting, or without reading, is not listened to meanwhile.
             self._transport.pause_reading()
+            self._paused = True
 
     def pause_writing(self) -> None:
         self._can_write = False
@@ -146,17 +153,18 @@ class _Connection(asyncio.Protocol):
     def _answer(self) -> None:
         """Answer what has been read, as far as that is possible without waiting."""
         try:
-            while not self._transport.is_closing():
-                request = self._parser.take()
-                if request is None:
-                    self._transport.resume_reading()
-                    return
-                reply = self._server.respond(request)
+            while (request := self._parser.take()) is not None:
+                reply = self._respond(request)
                 if not isinstance(reply, bytes):
                     self._task = self._loop.create_task(reply)
                     self._task.add_done_callback(self._answer_late)
                     return
                 self._transport.write(reply)
+                if not self._can_write:
+                    return
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
         except ProtocolError as error:
             # No reply: Postfix tries again on a new connection, and in the end answers 451 itself.
             logger.warning("closing a connection: %s", error)

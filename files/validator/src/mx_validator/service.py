@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import resource
 import signal
+import sys
+import time
 from pathlib import Path
 
 from mx_validator import log
 from mx_validator.config import Config, ConfigError, read_api_key, read_config
+from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
 from mx_validator.listener import Listener, only_copy
+from mx_validator.metrics import Metrics, served
 from mx_validator.platform import PlatformClient, Target
 from mx_validator.responder import Responder
 from mx_validator.server import MAX_CONNECTIONS, Server
-from mx_validator.verdict import Decider
+from mx_validator.status import Observer
+from mx_validator.store import Store
+from mx_validator.verdict import Decider, Outcome, Times
+from mx_validator.watchdog import Watchdog
 
 # The server's connections, and room for those to the platform, for Python and for libraries.
 OPEN_FILES = MAX_CONNECTIONS + 200
+# The event loop gets its turn after this time, however busy the threads are that ask the platform.
+SWITCH_SECONDS = 0.0005
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +47,23 @@ async def run(path: Path) -> None:
     loop.add_signal_handler(signal.SIGHUP, service.reload)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    sys.setswitchinterval(SWITCH_SECONDS)
     place = service.config.socket
     with only_copy(place):
+        # Before known-good domains are loaded: who connects meanwhile waits, and is not sent away.
         listener = Listener(place)
         try:
+            await service.start()
             await service.server.start(listener.socket)
             logger.info("listening on %s, asking %s", place, service.config.url)
             await stop.wait()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+            await service.server.stop()
+            service.stop()
         finally:
+            # Last: until then, who connects waits for the next copy.
             listener.remove()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        await service.server.stop()
-        service.client.close()
     logger.info("stopped")
 
 
@@ -64,12 +79,41 @@ class _Service:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.config, target = _read(path)
-        log.set_level(self.config.log_level)
-        self.client = PlatformClient(target)
-        self._decider = Decider(
-            self.client.ask, self.config.allow_ttl_seconds, self.config.deny_ttl_seconds
+        config = self.config
+        log.set_level(config.log_level)
+        self._client = PlatformClient(target)
+        self._store = Store(config.known_good_file)
+        self._limits = Limits(
+            TokenBucket(config.rate_per_second, config.burst, time.monotonic()),
+            Breaker(str(config.api_key_file)),
         )
-        self.server = Server(Responder(self._decider).respond)
+        self._metrics = Metrics()
+        self._decider = Decider(self._ask, _times(config), self._limits, self._store)
+        self._observer = Observer(
+            self._decider, self._limits, self._store, lambda: self._watchdog.lag_seconds
+        )
+        self._metrics_server = contextlib.ExitStack()
+        self.server = Server(Responder(self._decider, self._observer.look).respond)
+
+    async def start(self) -> None:
+        """Load what is known good, and set everything going."""
+        self._decider.load(self._store.load())
+        # What has been loaded stays: it need not be searched for garbage time and again, a pause
+        # that grows with it.
+        gc.collect()
+        gc.freeze()
+        logger.info("%d known-good domains loaded", len(self._decider.known_good))
+        self._store.start()
+        self._watchdog = Watchdog(self._beat)
+        self._metrics.add(self._observer)
+        self._serve_metrics()
+
+    def stop(self) -> None:
+        """End what `start` began, and write what is left to write."""
+        self._watchdog.stop()
+        self._metrics_server.close()
+        self._client.close()
+        self._store.stop()
 
     def reload(self) -> None:
         """Read the configuration and the key again. If they are not usable, go on as before."""
@@ -78,19 +122,58 @@ class _Service:
         except ConfigError as error:
             logger.error("not reloaded, everything stays as it was: %s", error)  # noqa: TRY400 - no traceback needed
             return
-        if config.socket != self.config.socket:
-            logger.warning("the socket stays at %s until a restart", self.config.socket)
+        for name in ("socket", "known_good_file"):
+            old = getattr(self.config, name)
+            if getattr(config, name) != old:
+                logger.warning("%s stays %s until a restart", name, old)
         if config.url != self.config.url:
-            # What one platform said is no verdict of another.
-            self._decider.forget()
-        self._decider.set_ttls(config.allow_ttl_seconds, config.deny_ttl_seconds)
-        self.client.set_target(target)
+            self._decider.change_platform()
+        self._decider.times = _times(config)
+        self._limits.bucket.configure(config.rate_per_second, config.burst)
+        self._limits.breaker.reset(str(config.api_key_file))
+        self._client.set_target(target)
         log.set_level(config.log_level)
-        self.config = config
+        self.config, old_config = config, self.config
+        if _metrics_place(config) != _metrics_place(old_config):
+            self._metrics_server.close()
+            self._serve_metrics()
         logger.info("reloaded, asking %s", config.url)
+
+    def _serve_metrics(self) -> None:
+        place = _metrics_place(self.config)
+        try:
+            self._metrics_server.enter_context(served(*place, self._metrics))
+        except OSError as error:
+            # Nobody's mail is to wait for this.
+            logger.error("no metrics on %s port %d: %s", *place, error.strerror)  # noqa: TRY400 - no traceback needed
+
+    async def _ask(self, domain: str, kind: Kind) -> Outcome:
+        began = time.monotonic()
+        outcome = await self._client.ask(domain, kind)
+        self._metrics.observe(outcome.kind, time.monotonic() - began)
+        return outcome
+
+    def _beat(self) -> None:
+        self._decider.tend()
+        if self._store.starts_empty:
+            self._store.starts_empty = False
+            for domain, age in self._decider.ages():
+                self._store.keep(domain, age)
 
 
 def _read(path: Path) -> tuple[Config, Target]:
     config = read_config(path)
-    api_key = read_api_key(config.api_key_file)
-    return config, Target(config.url, api_key, config.api_key_file, config.ca_file)
+    return config, Target(config.url, read_api_key(config.api_key_file), config.ca_file)
+
+
+def _metrics_place(config: Config) -> tuple[str, int]:
+    return config.metrics_address, config.metrics_port
+
+
+def _times(config: Config) -> Times:
+    return Times(
+        allow_ttl=config.allow_ttl_seconds,
+        deny_ttl=config.deny_ttl_seconds,
+        known_good=config.known_good_days * 86400,
+        deny_grace=config.deny_grace_seconds,
+    )

@@ -1,6 +1,8 @@
 """What Postfix is told about a domain: from memory at once, else by asking the platform.
 
-Any doubt is DEFER, never DENY: a sender tries again after a 451, and gives up after a 554.
+Any doubt is DEFER, never DENY: a sender tries again after a 451, and gives up after a 554. A domain
+that the platform has confirmed stays allowed while the platform cannot say, and until it has denied
+the domain for a while.
 """
 
 from __future__ import annotations
@@ -10,15 +12,21 @@ import enum
 import json
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from mx_validator.limits import Kind, Limits
+from mx_validator.memory import Denied, KnownGood
 
 # Under the 10 s that Postfix is configured to wait, with time left for a busy host.
 ANSWER_SECONDS = 8.0
-# About 250 bytes each: both memories together take 50 MB when full.
-ALLOW_MEMORY_DOMAINS = 100_000
-DENY_MEMORY_DOMAINS = 100_000
+# A known-good domain is denied at least so many times before it counts.
+DENIALS_TO_COUNT = 5
+# After this part of its time a known-good domain is asked about even if no mail comes for it.
+REFRESH_UNUSED_AFTER = 0.5
+EXPIRED_DROPPED_AT_ONCE = 20
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +39,18 @@ class Verdict(enum.Enum):
     DEFER = "DEFER"
 
 
-Source = Literal["malformed", "memory", "platform", "deadline", "error"]
+OutcomeKind = Literal[
+    "allow",
+    "deny",
+    "key_refused",
+    "http_error",  # a status that has no meaning here
+    "no_verdict",  # one that has, but not with this body
+    "timeout",
+    "unreachable",
+    "tls",
+    "error",  # our own
+]
+Source = Literal["malformed", "memory", "known good", "platform", "limit", "deadline", "error"]
 
 
 class Answer(NamedTuple):
@@ -43,43 +62,39 @@ class Answer(NamedTuple):
     age_seconds: float = 0.0
 
 
+class Outcome(NamedTuple):
+    """What one question to the platform came to."""
+
+    verdict: Verdict
+    reason: str
+    kind: OutcomeKind
+
+
 UNEXPECTED = Answer(Verdict.DEFER, "unexpected error, see the log", "error")
 
-Ask = Callable[[str], Awaitable[Answer]]
+_FRESH: tuple[str, Source] = (Verdict.ALLOW.value, "memory")
+
+Ask = Callable[[str, Kind], Awaitable[Outcome]]
 
 
-class Memory:
-    """Domains with one and the same verdict. Drops the least recently used when full."""
+class Keeper(Protocol):
+    """Keeps known-good domains beyond the end of the process."""
 
-    def __init__(self, verdict: Verdict, ttl_seconds: float, max_domains: int) -> None:
-        self.ttl_seconds = ttl_seconds
-        self._verdict = verdict
-        self._max_domains = max_domains
-        self._entries: OrderedDict[str, tuple[float, str]] = OrderedDict()
+    def keep(self, domain: str) -> None:
+        """Keep a domain that has just been confirmed."""
 
-    def recall(self, domain: str, now: float) -> Answer | None:
-        """Return what was remembered less than a TTL ago."""
-        entry = self._entries.get(domain)
-        if entry is None:
-            return None
-        since, reason = entry
-        age = now - since
-        if age >= self.ttl_seconds:
-            del self._entries[domain]
-            return None
-        self._entries.move_to_end(domain)
-        return Answer(self._verdict, reason, "memory", age)
+    def drop(self, domain: str) -> None:
+        """Keep a domain no longer."""
 
-    def remember(self, domain: str, reason: str, now: float) -> None:
-        """Remember a domain from now on."""
-        self._entries[domain] = (now, reason)
-        self._entries.move_to_end(domain)
-        if len(self._entries) > self._max_domains:
-            self._entries.popitem(last=False)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
+@dataclass(frozen=True)
+class Times:
+    """How long what the platform said counts, in seconds."""
+
+    allow_ttl: float
+    deny_ttl: float
+    known_good: float
+    deny_grace: float
 
 
 class Decider:
@@ -88,78 +103,213 @@ class Decider:
     def __init__(
         self,
         ask: Ask,
-        allow_ttl_seconds: float,
-        deny_ttl_seconds: float,
-        answer_seconds: float = ANSWER_SECONDS,
+        times: Times,
+        limits: Limits,
+        keeper: Keeper,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.times = times
+        self.known_good = KnownGood()
+        self._confirmed = self.known_good.confirmed
+        self.denied = Denied()
+        self.answers: Counter[tuple[str, Source]] = Counter()
         self._ask = ask
-        self._answer_seconds = answer_seconds
+        self._limits = limits
+        self._keeper = keeper
         self._clock = clock
-        # Apart, so that a flood of invented domains cannot push out one that is ours.
-        self._allowed = Memory(Verdict.ALLOW, allow_ttl_seconds, ALLOW_MEMORY_DOMAINS)
-        self._denied = Memory(Verdict.DENY, deny_ttl_seconds, DENY_MEMORY_DOMAINS)
+        self._fresh_since = float("-inf")
         self._questions: dict[str, asyncio.Task[Answer]] = {}
 
-    def set_ttls(self, allow_ttl_seconds: float, deny_ttl_seconds: float) -> None:
-        """Change how long verdicts are remembered, those already in memory included."""
-        self._allowed.ttl_seconds = allow_ttl_seconds
-        self._denied.ttl_seconds = deny_ttl_seconds
-
-    def forget(self) -> None:
-        """Forget all verdicts, and those that are still on their way."""
-        self._allowed.clear()
-        self._denied.clear()
-        self._questions.clear()
-
-    def decide_now(self, domain: str) -> Answer | None:
-        """Return the answer if it is in memory."""
+    def load(self, ages: Iterable[tuple[str, float]]) -> None:
+        """Take over known-good domains with their ages in seconds, the oldest first."""
         now = self._clock()
-        answer = self._allowed.recall(domain, now) or self._denied.recall(domain, now)
-        if answer is not None and logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s", _line(domain, answer))
-        return answer
+        self.known_good.load((domain, now - age) for domain, age in ages)
 
-    async def decide(self, domain: str) -> Answer:
-        """Return the answer from memory or the platform, or DEFER after the deadline.
+    def ages(self) -> Iterator[tuple[str, float]]:
+        """Yield all known-good domains with their ages in seconds, the oldest first."""
+        now = self._clock()
+        return ((domain, now - moment) for domain, moment in self.known_good.items())
+
+    def change_platform(self) -> None:
+        """Forget what was denied, and ask about each known-good domain at its next mail.
+
+        They stay: most often it is the same platform under another name, or a slip of the pen.
+        """
+        self._questions.clear()
+        self.denied.clear()
+        self._fresh_since = self._clock()
+
+    def forget(self, domain: str) -> bool:
+        """Forget a domain and what is on its way about it; return whether anything was known."""
+        self._questions.pop(domain, None)
+        self._keeper.drop(domain)
+        return self.known_good.drop(domain) | self.denied.drop(domain)
+
+    def allows_at_once(self, domain: str) -> bool:
+        """Whether a domain is known good so freshly that there is nothing else to do.
+
+        The short way of `decide`, for what is asked most; whatever is no normal form is not known.
+        """
+        confirmed = self._confirmed(domain)
+        if (
+            confirmed is None
+            or self._clock() - confirmed >= self.times.allow_ttl
+            or confirmed < self._fresh_since
+            or logger.isEnabledFor(logging.DEBUG)
+        ):
+            return False
+        self.answers[_FRESH] += 1
+        return True
+
+    def decide(self, domain: str) -> Answer | Coroutine[Any, Any, Answer]:
+        """Return the answer, or a coroutine that will if the platform has to be asked first.
 
         All who ask about a domain at the same time share one question to the platform. It goes on
         when they have left, and its result is remembered for the next.
         """
-        answer = self.decide_now(domain)
-        if answer is not None:
-            return answer
-        question = self._questions.get(domain)
-        if question is None:
-            question = asyncio.create_task(self._question(domain))
-            self._questions[domain] = question
-        # Unlike wait_for(), wait() leaves the question alone when time is up or the asker is gone.
-        done, _ = await asyncio.wait({question}, timeout=self._answer_seconds)
-        if done:
-            return question.result()
-        answer = Answer(Verdict.DEFER, f"no answer within {self._answer_seconds:g} s", "deadline")
-        logger.info("%s", _line(domain, answer))
+        now = self._clock()
+        answer = self._recall(domain, now)
+        if answer is None:
+            question = self._questions.get(domain)
+            if question is None:
+                refusal = self._limits.refuse_unknown(now)
+                if refusal is None:
+                    return self._wait_for(self._start(domain, Kind.UNKNOWN), domain)
+                answer = Answer(Verdict.DEFER, refusal, "limit")
+            else:
+                return self._wait_for(question, domain)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s", _line(domain, answer))
+        return self.count(answer)
+
+    def tend(self) -> None:
+        """Do what no mail gives occasion to; to be called about once a second."""
+        now = self._clock()
+        times = self.times
+        health = self._limits.breaker.health
+        if health.last_verdict is not None and health.failing_since is None:
+            # Not while the platform is silent: nothing could bring back what a wrong clock drops.
+            for _ in range(EXPIRED_DROPPED_AT_ONCE):
+                domain = self.known_good.drop_older_than(
+                    now - max(times.known_good, times.allow_ttl)
+                )
+                if domain is None:
+                    break
+                self._keeper.drop(domain)
+        unused = now - max(times.known_good * REFRESH_UNUSED_AFTER, times.allow_ttl)
+        for domain in self.known_good.due(unused, now):
+            self._refresh(domain, now)
+
+    def count(self, answer: Answer) -> Answer:
+        """Count an answer, and return it."""
+        self.answers[answer.verdict.value, answer.source] += 1
         return answer
 
-    async def _question(self, domain: str) -> Answer:
+    def _recall(self, domain: str, now: float) -> Answer | None:
+        confirmed = self.known_good.confirmed(domain)
+        if confirmed is not None:
+            age = now - confirmed
+            if age < self.times.allow_ttl and confirmed >= self._fresh_since:
+                return Answer(Verdict.ALLOW, "platform says yes", "memory", age)
+            if age < self.times.known_good:
+                self._refresh(domain, now)
+                return Answer(Verdict.ALLOW, "platform said yes", "known good", age)
+        denied_for = self.denied.age(domain, self.times.deny_ttl, now)
+        if denied_for is not None:
+            return Answer(Verdict.DENY, "platform says no", "memory", denied_for)
+        return None
+
+    def _refresh(self, domain: str, now: float) -> None:
+        """Ask about a known-good domain behind everybody's back, if that is possible now."""
+        if (
+            domain not in self._questions
+            and self.known_good.may_refresh(domain, now)
+            and self._limits.permit_refresh(now)
+        ):
+            self._start(domain, Kind.REFRESH)
+
+    def _start(self, domain: str, kind: Kind) -> asyncio.Task[Answer]:
+        self._limits.under_way[kind] += 1
+        question = asyncio.create_task(self._question(domain, kind))
+        self._questions[domain] = question
+        return question
+
+    async def _wait_for(self, question: asyncio.Task[Answer], domain: str) -> Answer:
+        # Unlike wait_for(), wait() leaves the question alone when time is up or the asker is gone.
+        done, _ = await asyncio.wait({question}, timeout=ANSWER_SECONDS)
+        if done:
+            return self.count(question.result())
+        reason = f"no answer within {ANSWER_SECONDS:g} s"
+        answer = Answer(Verdict.DEFER, reason, "deadline")
+        logger.info("%s", _line(domain, answer))
+        return self.count(answer)
+
+    async def _question(self, domain: str, kind: Kind) -> Answer:
         began = self._clock()
         try:
-            answer = await self._ask(domain)
+            outcome = await self._ask(domain, kind)
         except Exception:
             logger.exception("asking the platform about %s failed unexpectedly", domain)
-            answer = UNEXPECTED
+            outcome = Outcome(Verdict.DEFER, UNEXPECTED.reason, "error")
+        finally:
+            self._limits.under_way[kind] -= 1
         now = self._clock()
-        logger.info("%s ms=%.0f", _line(domain, answer), (now - began) * 1000)
-        # Another question, or none, stands there after forget(): then this answer is outdated.
         if self._questions.get(domain) is asyncio.current_task():
             del self._questions[domain]
-            if answer.verdict is Verdict.ALLOW:
-                self._allowed.remember(domain, answer.reason, now)
-            elif answer.verdict is Verdict.DENY:
-                self._denied.remember(domain, answer.reason, now)
+            answer = self._learn(domain, outcome, now)
+        else:
+            answer = Answer(Verdict.DEFER, "asked before things changed", "platform")
+        # Refreshes that change nothing would be most of the log.
+        routine = kind is Kind.REFRESH and outcome.verdict is not Verdict.DENY
+        logger.log(
+            logging.DEBUG if routine else logging.INFO,
+            "%s ms=%.0f",
+            _line(domain, answer),
+            (now - began) * 1000,
+        )
         return answer
+
+    def _learn(self, domain: str, outcome: Outcome, now: float) -> Answer:
+        """Remember an outcome, and return the answer that follows from it."""
+        breaker = self._limits.breaker
+        if outcome.verdict is Verdict.DEFER:
+            breaker.failed(outcome.reason, outcome.kind == "key_refused", now)
+            if self.known_good.confirmed(domain) is not None:
+                self.known_good.leave(domain, now)
+        else:
+            breaker.succeeded(now)
+        if outcome.verdict is Verdict.ALLOW:
+            self._confirm(domain, now)
+        elif outcome.verdict is Verdict.DENY and (answer := self._deny(domain, now)):
+            return answer
+        return Answer(outcome.verdict, outcome.reason, "platform")
+
+    def _confirm(self, domain: str, now: float) -> None:
+        self.denied.drop(domain)
+        self._keeper.keep(domain)
+        displaced = self.known_good.confirm(domain, now)
+        if displaced is not None:
+            self._keeper.drop(displaced)
+
+    def _deny(self, domain: str, now: float) -> Answer | None:
+        """Remember a denial; return the answer if it does not count yet."""
+        times = self.times
+        confirmed = self.known_good.confirmed(domain)
+        if confirmed is not None and now - confirmed < times.known_good:
+            again = now + min(times.deny_ttl, times.deny_grace / DENIALS_TO_COUNT)
+            seconds = self.known_good.deny(domain, now, again)
+            if seconds < times.deny_grace:
+                reason = f"platform says no for {seconds:.0f} s, which counts after"
+                reason += f" {times.deny_grace:g} s"
+                return Answer(Verdict.ALLOW, reason, "known good", now - confirmed)
+        if confirmed is not None:
+            self.known_good.drop(domain)
+            self._keeper.drop(domain)
+        self.denied.add(domain, now)
+        return None
 
 
 def _line(domain: str, answer: Answer) -> str:
     reason = json.dumps(answer.reason)
-    return f"verdict={answer.verdict.value} domain={domain} source={answer.source} reason={reason}"
+    source = answer.source.replace(" ", "-")
+    return f"verdict={answer.verdict.value} domain={domain} source={source} reason={reason}"

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Feeds the daemon's connection a million spoilt requests, cut anywhere.
+
+    python benchmark/fuzz.py [--inputs 1000000] [--seed 1]
+
+Nothing but a closed connection may come of it, and the memory in use must not grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
+from mx_validator.memory import Denied
+from mx_validator.responder import Responder
+from mx_validator.server import Server, _Connection
+from mx_validator.verdict import Decider, Outcome, Times, Verdict
+
+# Bytes that mean something to the parser, to the domain's rules, or to neither.
+PIECES = [
+    *(
+        b"\n",
+        b"\n\n",
+        b"=",
+        b"\0",
+        b"\r\n",
+        b"@",
+        b"@@",
+        b".",
+        b"..",
+        b"[",
+        b"]",
+        b" ",
+        b"\xff",
+        b"\xc3",
+    ),
+    *(b"request=", b"recipient=", b"domain=", b"smtpd_access_policy", b"mx_validator_check"),
+    *(b"\nrecipient=", b"mx_validator_forget", b"xn--", b"xn--a", "ü".encode(), "。".encode()),
+    *(b"a" * 64, b"." * 300, b"x" * 40_000, b"good.example", b"[192.0.2.1]", b"192.0.2.1", b"-"),
+]
+SEEDS = [
+    b"request=smtpd_access_policy\nsender=\nrecipient=b+1@good.example\nsize=0\n\n",
+    b"recipient=b+1@good.example\nrequest=smtpd_access_policy\n\n",
+    b"request=mx_validator_check\ndomain=good.example\n\n",
+    b"request=mx_validator_forget\ndomain=bad.example\n\n",
+]
+DENIED_DOMAINS = 1000  # few, so that this memory is soon full
+WARM_UP = 0.2  # part of the inputs after which memory has settled
+GROWTH_BYTES = 4_000_000  # allowed after that: what the allocator keeps for itself
+
+
+class Transport(asyncio.Transport):
+    """Takes what is written, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not bytes(data).endswith(b"\n\n"):
+            raise AssertionError(f"not a reply: {bytes(data)!r}")
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        """Go on."""
+
+    resume_reading = pause_reading
+
+
+class Nowhere:
+    """Keeps nothing."""
+
+    def keep(self, domain: str) -> None:
+        """Forget it."""
+
+    drop = keep
+
+
+async def deny(domain: str, kind: Kind) -> Outcome:  # noqa: ARG001 - the platform's side
+    """A platform that owns one domain."""
+    verdict = Verdict.ALLOW if domain == "good.example" else Verdict.DENY
+    return Outcome(verdict, "as the fuzzer wishes", "deny")
+
+
+def spoil(chance: random.Random) -> bytes:
+    """A few requests, with some bytes put in, taken out, or exchanged."""
+    data = b"".join(chance.choices(SEEDS, k=chance.randint(1, 2)))
+    for _ in range(chance.randint(0, 4)):
+        start = chance.randrange(len(data) + 1)
+        end = start + chance.choice((0, 0, 1, 5, 30))
+        data = data[:start] + chance.choice(PIECES) + data[end:]
+    return data
+
+
+async def fuzz(inputs: int, seed: int) -> None:
+    """Feed them. Whatever the daemon's code raises ends the run."""
+    chance = random.Random(seed)
+    limits = Limits(TokenBucket(1e9, 1e9, 0.0), Breaker("none"))
+    decider = Decider(deny, Times(300, 60, 604800, 900), limits, Nowhere())
+    decider.load([("good.example", 1.0)])
+    server = Server(Responder(decider, lambda: None).respond)  # type: ignore[arg-type,return-value]
+    settled = 0
+    decider.denied = Denied(DENIED_DOMAINS)
+    connection: _Connection | None = None
+    for number in range(inputs):
+        if connection is None or connection._transport.is_closing():
+            if connection is not None:
+                connection.connection_lost(None)
+            connection = _Connection(server)
+            connection.connection_made(Transport())
+        data = spoil(chance)
+        middle = chance.randrange(len(data) + 1)
+        for piece in (data[:middle], data[middle:]):
+            if piece:
+                connection.data_received(piece)
+        await asyncio.sleep(0)
+        if number == int(inputs * WARM_UP):
+            settled = resident_bytes()
+    grown = resident_bytes() - settled
+    print(f"fuzz: {inputs} inputs, seed {seed}: no crash; memory grew by {grown / 1e6:.1f} MB")
+    if grown > GROWTH_BYTES:
+        raise SystemExit("fuzz: that is too much")
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> int:
+    """Run the fuzzer."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
+    options = parser.parse_args()
+    logging.disable()
+    asyncio.run(fuzz(options.inputs, options.seed))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""A status in words, for the person at the terminal."""
+
+from __future__ import annotations
+
+from mx_validator.status import Status
+
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def ago(seconds: float) -> str:
+    """Return a time in the largest unit of which there are at least two."""
+    for length, unit in _UNITS:
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def lines(status: Status) -> list[str]:
+    """Return what an operator wants to know, and what to do about it."""
+    return [
+        f"daemon:      up for {ago(status.up_seconds)}, event loop {status.lag_seconds:.3f} s late",
+        f"platform:    {_platform(status)}",
+        f"API key:     {_key(status)}",
+        f"known good:  {_known_good(status)}",
+        f"on disk:     {_store(status)}",
+        f"denied:      {status.denied} domains remembered",
+    ]
+
+
+def _platform(status: Status) -> str:
+    if status.failing_seconds is not None:
+        text = f"no verdict for {ago(status.failing_seconds)}: {status.trouble}"
+        return text + ("; asked now and then only" if status.breaker_open else "")
+    if status.last_verdict_seconds is None:
+        return "not asked yet"
+    return f"answers; last verdict {ago(status.last_verdict_seconds)} ago"
+
+
+def _key(status: Status) -> str:
+    if status.key_refused:
+        return "REFUSED: put the right one into the API key file, and reload the daemon"
+    if status.failing_seconds is None and status.last_verdict_seconds is not None:
+        return "accepted"
+    return "not known, for want of an answer"
+
+
+def _known_good(status: Status) -> str:
+    text = f"{status.known_good} domains"
+    if status.oldest_seconds is not None and status.newest_seconds is not None:
+        text += f", confirmed {ago(status.newest_seconds)} to {ago(status.oldest_seconds)} ago"
+    return f"{text}; good for {status.known_good_days} d without the platform"
+
+
+def _store(status: Status) -> str:
+    if status.store_trouble is not None and status.store_failing_seconds is not None:
+        return (
+            f"NOT WRITTEN for {ago(status.store_failing_seconds)}: {status.store_trouble};"
+            f" {status.store_unwritten} domains wait"
+        )
+    return "up to date" if not status.store_unwritten else f"{status.store_unwritten} domains wait"

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mx_validator import limits
+from mx_validator.limits import (
+    FAILURES_TO_OPEN,
+    PROBE_SECONDS,
+    REPORT_SECONDS,
+    Breaker,
+    Kind,
+    Limits,
+    TokenBucket,
+)
+
+
+def test_bucket_begins_full_and_fills_at_its_rate() -> None:
+    bucket = TokenBucket(2, 3, 100)
+    assert [bucket.take(100) for _ in range(4)] == [True] * 3 + [False]
+    assert not bucket.take(100.4)
+    assert bucket.take(100.5)
+    assert not bucket.take(100.5)
+    assert [bucket.take(1000) for _ in range(4)] == [True] * 3 + [False]
+
+
+def test_bucket_can_be_changed() -> None:
+    bucket = TokenBucket(1, 10, 0)
+    bucket.configure(5, 2)
+    assert [bucket.take(0) for _ in range(3)] == [True, True, False]
+    assert bucket.take(0.2)
+
+
+@given(
+    st.integers(1, 100),
+    st.integers(1, 100),
+    st.lists(st.floats(0, 3), min_size=1, max_size=300),
+)
+def test_bucket_never_lets_more_pass_than_burst_and_rate(
+    rate: int, burst: int, pauses: list[float]
+) -> None:
+    bucket = TokenBucket(rate, burst, 0)
+    now, passed = 0.0, 0
+    for pause in pauses:
+        now += pause
+        passed += bucket.take(now)
+    assert passed <= burst + rate * now + 1e-6
+
+
+def test_breaker_opens_after_failures_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    breaker = Breaker("/etc/key")
+    for number in range(FAILURES_TO_OPEN - 1):
+        breaker.failed("away", False, number)
+    breaker.succeeded(10)
+    for number in range(FAILURES_TO_OPEN):
+        assert not breaker.is_open
+        breaker.failed(f"away {number}", False, 20 + number)
+    assert breaker.is_open
+    assert not any(breaker.permits(kind, 24 + PROBE_SECONDS - 0.1) for kind in Kind)
+    assert all(breaker.permits(kind, 24 + PROBE_SECONDS) for kind in Kind)
+    assert breaker.health.failing_since == 20
+    assert breaker.health.last_verdict == 10
+    assert breaker.health.trouble == "away 4"
+    for number in range(20):
+        breaker.failed("away", False, 100 + number)
+    assert [record.getMessage() for record in caplog.records] == [
+        (
+            "the platform gives no verdict (away 4): see that it answers this host; until then only"
+            " known-good domains are allowed, all others deferred"
+        )
+    ]
+
+
+def test_breaker_lets_one_probe_of_a_kind_pass_at_a_time() -> None:
+    breaker = Breaker("/etc/key")
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.failed("away", False, 0)
+    breaker.begin(Kind.UNKNOWN, 10)
+    assert not breaker.permits(Kind.UNKNOWN, 10 + PROBE_SECONDS - 0.1)
+    assert breaker.permits(Kind.REFRESH, 10)
+    assert breaker.permits(Kind.UNKNOWN, 10 + PROBE_SECONDS)
+
+
+def test_a_closed_breaker_permits_everything() -> None:
+    breaker = Breaker("/etc/key")
+    breaker.begin(Kind.UNKNOWN, 0)
+    assert breaker.permits(Kind.UNKNOWN, 0)
+
+
+def test_a_verdict_closes_the_breaker(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mx_validator")
+    breaker = Breaker("/etc/key")
+    for number in range(FAILURES_TO_OPEN):
+        breaker.failed("away", False, number)
+    caplog.clear()
+    breaker.succeeded(70)
+    breaker.succeeded(71)
+    assert not breaker.is_open
+    assert breaker.health == limits.Health(last_verdict=71)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the platform gives verdicts again, after 70 s without"
+    ]
+
+
+def test_a_single_failure_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mx_validator")
+    breaker = Breaker("/etc/key")
+    breaker.failed("away", False, 0)
+    breaker.succeeded(1)
+    assert not caplog.records
+
+
+def test_a_refused_key_is_said_once_and_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mx_validator")
+    breaker = Breaker("/etc/key")
+    for number in range(20):
+        breaker.failed("API key refused (403)", True, number)
+    assert breaker.is_open
+    breaker.succeeded(30)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (
+            logging.ERROR,
+            (
+                "API key refused (403): put the right one into /etc/key and send this process a"
+                " SIGHUP; until then only known-good domains are allowed, all others deferred"
+            ),
+        ),
+        (logging.INFO, "the platform gives verdicts again, after 30 s without"),
+    ]
+
+
+def test_reset_begins_anew() -> None:
+    breaker = Breaker("/etc/key")
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.failed("API key refused (403)", True, 0)
+    breaker.reset("/etc/other")
+    assert not breaker.is_open
+    assert breaker.health == limits.Health()
+    assert breaker.permits(Kind.UNKNOWN, 0)
+
+
+def full(now: float = 0) -> Limits:
+    return Limits(TokenBucket(1, 1, now), Breaker("/etc/key"))
+
+
+def test_what_is_refused_costs_no_token() -> None:
+    bounds = full()
+    bounds.under_way[Kind.UNKNOWN] = limits.UNKNOWN_QUESTIONS
+    assert bounds.refuse_unknown(0)
+    bounds.under_way[Kind.UNKNOWN] -= 1
+    for _ in range(FAILURES_TO_OPEN):
+        bounds.breaker.failed("away", False, 0)
+    assert bounds.refuse_unknown(0)
+    bounds.breaker.reset("/etc/key")
+    assert bounds.refuse_unknown(0) is None
+    assert bounds.refuse_unknown(0)
+
+
+def test_what_finds_no_token_is_no_probe() -> None:
+    bounds = full()
+    for _ in range(FAILURES_TO_OPEN):
+        bounds.breaker.failed("away", False, 0)
+    bounds.bucket = TokenBucket(1, 0, 0)
+    assert bounds.refuse_unknown(PROBE_SECONDS)
+    bounds.bucket = TokenBucket(1, 1, 0)
+    assert bounds.refuse_unknown(PROBE_SECONDS) is None
+
+
+def test_refreshes_are_bounded() -> None:
+    bounds = full()
+    bounds.under_way[Kind.REFRESH] = limits.REFRESH_QUESTIONS - 1
+    assert bounds.permit_refresh(0)
+    bounds.under_way[Kind.REFRESH] += 1
+    assert not bounds.permit_refresh(0)
+
+
+def test_refusals_are_reported_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    bounds = full(100)
+    bounds.refuse_unknown(100)
+    for _ in range(1000):
+        bounds.refuse_unknown(100)
+    bounds.bucket = TokenBucket(1, 0, 100 + REPORT_SECONDS)
+    bounds.refuse_unknown(100 + REPORT_SECONDS)
+    text = "unknown domains are deferred to spare the platform, {} since the last such line"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{text.format(1)} (over 1 unknown domains a second)",
+        f"{text.format(1000)} (over 1 unknown domains a second)",
+    ]

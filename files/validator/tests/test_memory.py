@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mx_validator.memory import DUE_LOOKED_AT, RETRY_SECONDS, Denied, KnownGood
+
+
+def test_denied_drops_the_least_recently_used() -> None:
+    denied = Denied(max_domains=3)
+    for domain in ("a", "b", "c"):
+        denied.add(domain, 0)
+    denied.age("a", 60, 1)
+    denied.add("b", 1)
+    denied.add("d", 1)
+    assert [domain for domain in "abcd" if denied.age(domain, 60, 1) is not None] == ["a", "b", "d"]
+    assert len(denied) == 3
+
+
+def test_denied_lasts_for_its_ttl() -> None:
+    denied = Denied()
+    denied.add("a", 10)
+    assert denied.age("a", 60, 69) == 59
+    assert denied.age("a", 60, 70) is None
+    assert len(denied) == 0
+    assert denied.age("never", 60, 70) is None
+
+
+def test_denied_forgets() -> None:
+    denied = Denied()
+    denied.add("a", 0)
+    denied.add("b", 0)
+    assert denied.drop("a")
+    assert not denied.drop("a")
+    denied.clear()
+    assert len(denied) == 0
+
+
+@pytest.fixture
+def known() -> KnownGood:
+    known = KnownGood(max_domains=3)
+    known.load([("a", 10.0), ("b", 20.0)])
+    return known
+
+
+def test_moments_are_whole_seconds_that_are_shared(known: KnownGood) -> None:
+    known.load([("x", 7.2), ("y", 7.9), ("z", -0.5)])
+    assert known.confirmed("x") == 7.0
+    assert known.confirmed("x") is known.confirmed("y")
+    assert known.confirmed("z") == -1.0
+
+
+def test_oldest_and_newest(known: KnownGood) -> None:
+    assert (known.oldest(), known.newest()) == (10, 20)
+    known.confirm("a", 30)
+    assert (known.oldest(), known.newest()) == (20, 30)
+    assert list(known.items()) == [("b", 20), ("a", 30)]
+    empty = KnownGood()
+    assert (empty.oldest(), empty.newest()) == (None, None)
+
+
+def test_when_full_the_longest_unconfirmed_goes(known: KnownGood) -> None:
+    assert known.confirm("c", 30) is None
+    known.confirm("a", 40)
+    assert known.confirm("d", 50) == "b"
+    assert len(known) == 3
+    assert known.confirmed("b") is None
+
+
+def test_only_what_is_older_is_dropped(known: KnownGood) -> None:
+    assert known.drop_older_than(10) is None
+    assert known.drop_older_than(11) == "a"
+    assert known.drop_older_than(11) is None
+    assert KnownGood().drop_older_than(11) is None
+
+
+def test_denials_count_from_the_first_in_a_row(known: KnownGood) -> None:
+    assert known.deny("a", 100, 160) == 0
+    assert known.deny("a", 160, 220) == 60
+    known.leave("a", 220)
+    assert known.deny("a", 280, 340) == 0
+    known.confirm("a", 340)
+    assert known.deny("a", 400, 460) == 0
+    known.drop("a")
+    assert known.deny("a", 500, 560) == 0
+
+
+@pytest.mark.parametrize(
+    ("doubt", "pause"),
+    [
+        (lambda known: known.deny("a", 100, 130), 30),
+        (lambda known: known.leave("a", 100), RETRY_SECONDS),
+    ],
+)
+def test_after_a_doubt_there_is_a_pause(
+    doubt: Callable[[KnownGood], object], pause: float, known: KnownGood
+) -> None:
+    assert known.may_refresh("a", 100)
+    doubt(known)
+    assert not known.may_refresh("a", 100 + pause - 1)
+    assert known.may_refresh("a", 100 + pause)
+    assert known.may_refresh("b", 100)
+
+
+def test_due_is_what_is_denied_or_old(known: KnownGood) -> None:
+    assert known.due(10, 100) == []
+    assert known.due(11, 100) == ["a"]
+    known.leave("a", 100)  # neither confirmed nor denied: its next mail is soon enough
+    assert known.due(11, 100) == []
+    assert known.due(11, 110) == ["a"]
+    known.deny("b", 100, 160)
+    assert known.due(0, 159) == []
+    assert known.due(0, 160) == ["b"]
+
+
+def test_due_looks_at_few() -> None:
+    known = KnownGood()
+    known.load((str(number), 0.0) for number in range(100))
+    for number in range(100):
+        known.deny(str(number), 0, 0)
+    assert len(known.due(0, 1)) == DUE_LOOKED_AT
+    assert len(known.due(1, 1)) == 2 * DUE_LOOKED_AT

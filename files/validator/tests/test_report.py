@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mx_validator.report import ago, lines
+from mx_validator.status import Status
+
+WELL = Status(
+    up_seconds=3 * 3600,
+    last_verdict_seconds=12.0,
+    failing_seconds=None,
+    trouble="",
+    key_refused=False,
+    breaker_open=False,
+    questions=0,
+    known_good=42,
+    oldest_seconds=3 * 86400,
+    newest_seconds=12.0,
+    known_good_days=7,
+    denied=3,
+    store_unwritten=0,
+    store_failing_seconds=None,
+    store_trouble=None,
+    lag_seconds=0.0004,
+)
+AWAY = replace(WELL, failing_seconds=600.0, trouble="platform answered 502", breaker_open=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (119.4, "119 s"),
+        (120, "2 min"),
+        (7199, "120 min"),
+        (7200, "2 h"),
+        (172799, "48 h"),
+        (172800, "2 d"),
+    ],
+)
+def test_ago(seconds: float, text: str) -> None:
+    assert ago(seconds) == text
+
+
+def test_all_is_well() -> None:
+    assert lines(WELL) == [
+        "daemon:      up for 3 h, event loop 0.000 s late",
+        "platform:    answers; last verdict 12 s ago",
+        "API key:     accepted",
+        "known good:  42 domains, confirmed 12 s to 3 d ago; good for 7 d without the platform",
+        "on disk:     up to date",
+        "denied:      3 domains remembered",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        (
+            AWAY,
+            "platform:    no verdict for 10 min: platform answered 502; asked now and then only",
+        ),
+        (
+            replace(AWAY, breaker_open=False),
+            "platform:    no verdict for 10 min: platform answered 502",
+        ),
+        (AWAY, "API key:     not known, for want of an answer"),
+        (replace(WELL, last_verdict_seconds=None), "platform:    not asked yet"),
+        (
+            replace(WELL, last_verdict_seconds=None),
+            "API key:     not known, for want of an answer",
+        ),
+        (
+            replace(AWAY, key_refused=True),
+            "API key:     REFUSED: put the right one into the API key file, and reload the daemon",
+        ),
+        (
+            replace(WELL, known_good=0, oldest_seconds=None, newest_seconds=None),
+            "known good:  0 domains; good for 7 d without the platform",
+        ),
+        (replace(WELL, store_unwritten=5), "on disk:     5 domains wait"),
+        (
+            replace(WELL, store_unwritten=5, store_trouble="full", store_failing_seconds=300.0),
+            "on disk:     NOT WRITTEN for 5 min: full; 5 domains wait",
+        ),
+    ],
+)
+def test_what_is_not(status: Status, line: str) -> None:
+    assert line in lines(status)
+
+
+@pytest.mark.parametrize(
+    ("status", "up"),
+    [(WELL, True), (AWAY, False), (replace(WELL, last_verdict_seconds=None), None)],
+)
+def test_platform_up(status: Status, up: bool | None) -> None:
+    assert status.platform_up is up
