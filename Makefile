@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-SCENARIOS := preflight default changes resilience
+SCENARIOS := preflight default changes resilience outage
 # For the test hosts, and for building Python's virtual environments.
 DEBIAN_PACKAGES := mmdebstrap debian-archive-keyring systemd-container iproute2 nftables openssh-client openssl python3-venv
 

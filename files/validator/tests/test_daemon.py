@@ -69,6 +69,7 @@ def test_log_names_the_domain_and_never_the_local_part(daemon: Daemon, stub: Stu
         for local in ("j0hn.d0e", '"j0hn@d0e'):
             daemon.ask(f"{local}{domain}")
             daemon.ask(f"{local}{domain}")
+    daemon.stop()  # the log is written by a thread: now it is whole
     assert ' INFO verdict=ALLOW domain=yes.example source=platform reason="' in daemon.log
     assert ' DEBUG verdict=ALLOW domain=yes.example source=memory reason="' in daemon.log
     assert " WARNING closing a connection: " in daemon.log
@@ -198,11 +199,12 @@ def test_sighup_brings_a_new_key_and_keeps_the_verdicts(daemon: Daemon, stub: St
     assert daemon.ask("joe@no.example") == DUNNO
     assert stub.client.count() == 1
     assert daemon.ask("joe@other.example") == RETRY
-    assert f"ERROR API key refused (403): put the right one into {daemon.key}" in daemon.log
     daemon.key.write_text(API_KEY)
     reload(daemon, "INFO reloaded")
     assert daemon.ask("joe@other.example") == DUNNO
+    daemon.stop()  # the log is written by a thread: now it is whole
     assert daemon.log.count("API key refused (403): put") == 1
+    assert f"ERROR API key refused (403): put the right one into {daemon.key}" in daemon.log
 
 
 def test_sighup_brings_new_ttls_and_the_log_level(daemon: Daemon, stub: Stub) -> None:
@@ -212,6 +214,7 @@ def test_sighup_brings_new_ttls_and_the_log_level(daemon: Daemon, stub: Stub) ->
     reload(daemon, "INFO reloaded")
     assert daemon.ask("joe@no.example") == DUNNO
     assert stub.client.count() == 2
+    daemon.stop()
     assert "DEBUG" not in daemon.log
 
 

@@ -21,6 +21,7 @@ from mx_validator import platform
 from mx_validator.limits import Kind
 from mx_validator.platform import (
     MAX_BODY_BYTES,
+    START_EVERY_SECONDS,
     THREADS,
     PlatformClient,
     Target,
@@ -188,6 +189,13 @@ async def test_questions_run_at_the_same_time(stub: Stub, client: Client) -> Non
     await eventually_async(lambda: stub.client.count() == AT_ONCE)
     stub.client.reset()
     await asyncio.gather(*asked)
+
+
+async def test_questions_do_not_start_all_at_once(stub: Stub, client: Client) -> None:
+    asker = client(stub.url)
+    await asyncio.gather(*(asker.ask(f"{number}.example") for number in range(21)))
+    times = [request["time"] for request in stub.client.requests()]
+    assert max(times) - min(times) > 15 * START_EVERY_SECONDS
 
 
 async def test_close_ends_what_is_under_way(stub: Stub, client: Client) -> None:

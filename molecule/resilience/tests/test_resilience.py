@@ -2,68 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import smtplib
-import subprocess
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Self
-
 import pytest
 from testinfra.host import Host
 
+from faults import MESSAGE, SENDERS, Flow, rebooted
 from platform_stub import StubClient
 from probes import Mx, eventually
 
-TESTHOST = Path(__file__).resolve().parents[2] / "shared" / "testhost.py"
-MESSAGE = b"Subject: test\r\n\r\nHello.\r\n"
-SENDERS = 8
-PAUSE_SECONDS = 0.05  # of a sender between two messages: a steady stream, not a flood
 QUEUE_SECONDS = 300  # until queued mail is tried again without anybody's help
-BOOT_SECONDS = 120
-
-
-class Flow:
-    """Senders that send one message after another, as mail servers do, and note every answer."""
-
-    def __init__(self, mx: Mx, domain: str) -> None:
-        self.accepted: set[str] = set()
-        self.replies: Counter[int] = Counter()
-        self._mx = mx
-        self._domain = domain
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._send, args=(n,)) for n in range(SENDERS)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _send(self, sender: int) -> None:
-        number = 0
-        while not self._stop.wait(PAUSE_SECONDS):
-            number += 1
-            recipient = f"bounce+{sender}-{number}@{self._domain}"
-            # A connection that is refused or breaks off is none of the answers that count.
-            with contextlib.suppress(OSError, smtplib.SMTPException):
-                code = self._mx.send(recipient, MESSAGE).code
-                with self._lock:
-                    self.replies[code] += 1
-                    if code == 250:
-                        self.accepted.add(recipient)
-
-    def wait_for(self, more: int) -> None:
-        """Wait until so many more messages have been accepted."""
-        goal = len(self.accepted) + more
-        eventually(lambda: len(self.accepted), lambda seen: seen >= goal)
 
 
 @pytest.fixture
@@ -151,23 +97,6 @@ def test_reload_while_mail_flows(host: Host, mailbox: Mx, allowed: str) -> None:
         flow.wait_for(SENDERS * 2)
     assert set(flow.replies) == {250}
     assert recipients(mailbox, len(flow.accepted), QUEUE_SECONDS) == flow.accepted
-
-
-@contextlib.contextmanager
-def rebooted(host: Host) -> Iterator[None]:
-    """Reboot the host; wait at the end of the block until it is up again."""
-    name = host.backend.get_hostname()
-    before = host.check_output("cat /proc/sys/kernel/random/boot_id")
-    host.run("systemd-run --on-active=1 systemctl reboot")
-    yield
-
-    def boot_id() -> object:
-        with contextlib.suppress(RuntimeError):  # SSH does not answer
-            return host.run("cat /proc/sys/kernel/random/boot_id").stdout.strip() or before
-        return before
-
-    eventually(boot_id, lambda seen: seen != before, BOOT_SECONDS)
-    subprocess.run([TESTHOST, "wait", name], check=True)
 
 
 def test_reboot(host: Host, mailbox: Mx, allowed: str) -> None:

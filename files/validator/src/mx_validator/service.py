@@ -28,7 +28,7 @@ from mx_validator.watchdog import Watchdog
 # The server's connections, and room for those to the platform, for Python and for libraries.
 OPEN_FILES = MAX_CONNECTIONS + 200
 # The event loop gets its turn after this time, however busy the threads are that ask the platform.
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 
 logger = logging.getLogger(__name__)
 
