@@ -81,7 +81,7 @@ class Metrics:
         )
         self._latency = Histogram(
             "mx_validator_platform_answer_seconds",
-            "How long questions to the platform took.",
+            "How long questions to the platform took, with the wait for their turn.",
             buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )
