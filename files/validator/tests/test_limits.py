@@ -94,12 +94,12 @@ def test_a_verdict_closes_the_breaker(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mx_validator")
     breaker = Breaker("/etc/key")
     for number in range(FAILURES_TO_OPEN):
-        breaker.failed("away", False, number)
+        breaker.failed("away", False, 10 + number)
     caplog.clear()
-    breaker.succeeded(70)
-    breaker.succeeded(71)
+    breaker.succeeded(80)
+    breaker.succeeded(81)
     assert not breaker.is_open
-    assert breaker.health == limits.Health(last_verdict=71)
+    assert breaker.health == limits.Health(last_verdict=81)
     assert [record.getMessage() for record in caplog.records] == [
         "the platform gives verdicts again, after 70 s without"
     ]
@@ -132,12 +132,15 @@ def test_a_refused_key_is_said_once_and_at_once(caplog: pytest.LogCaptureFixture
     ]
 
 
-def test_reset_begins_anew() -> None:
+def test_reset_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
     breaker = Breaker("/etc/key")
     for _ in range(FAILURES_TO_OPEN):
         breaker.failed("API key refused (403)", True, 0)
     breaker.reset("/etc/other")
     assert not breaker.is_open
+    breaker.failed("API key refused (403)", True, 0)
+    assert "into /etc/other and" in caplog.text
+    breaker.reset("/etc/other")
     assert breaker.health == limits.Health()
     assert breaker.permits(Kind.UNKNOWN, 0)
 
@@ -175,6 +178,16 @@ def test_refreshes_are_bounded() -> None:
     assert bounds.permit_refresh(0)
     bounds.under_way[Kind.REFRESH] += 1
     assert not bounds.permit_refresh(0)
+
+
+def test_a_silent_platform_gets_one_refresh_at_a_time() -> None:
+    bounds = full()
+    for _ in range(FAILURES_TO_OPEN):
+        bounds.breaker.failed("away", False, 0)
+    assert bounds.permit_refresh(PROBE_SECONDS)
+    assert not bounds.permit_refresh(PROBE_SECONDS)
+    assert bounds.refuse_unknown(PROBE_SECONDS) is None
+    assert bounds.permit_refresh(2 * PROBE_SECONDS)
 
 
 def test_refusals_are_reported_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

@@ -48,6 +48,9 @@ def test_moments_are_whole_seconds_that_are_shared(known: KnownGood) -> None:
     known.load([("x", 7.2), ("y", 7.9), ("z", -0.5)])
     assert known.confirmed("x") == 7.0
     assert known.confirmed("x") is known.confirmed("y")
+    known.load([("u", 7.0), ("v", 8.0), ("w", 8.0)])
+    assert known.confirmed("v") == 8.0
+    assert known.confirmed("v") is known.confirmed("w")
     assert known.confirmed("z") == -1.0
 
 
@@ -112,6 +115,34 @@ def test_due_is_what_is_denied_or_old(known: KnownGood) -> None:
     known.deny("b", 100, 160)
     assert known.due(0, 159) == []
     assert known.due(0, 160) == ["b"]
+
+
+def test_due_finds_the_denied_behind_many_that_could_not_be_asked_about() -> None:
+    known = KnownGood()
+    known.load((str(number), 0.0) for number in range(100))
+    for number in range(99):
+        known.leave(str(number), 0)
+    known.deny("99", 0, 60)
+    assert known.due(0, 60) == ["99"]
+
+
+def test_nothing_is_due_of_what_was_dropped(known: KnownGood) -> None:
+    known.deny("a", 100, 160)
+    assert known.drop_older_than(11) == "a"
+    assert known.due(0, 160) == []
+
+
+def test_a_confirmation_ends_a_pause(known: KnownGood) -> None:
+    known.leave("a", 100)
+    known.confirm("a", 101)
+    assert known.may_refresh("a", 102)
+
+
+def test_due_begins_with_what_was_asked_longest_ago(known: KnownGood) -> None:
+    known.deny("a", 0, 10)
+    known.deny("b", 0, 10)
+    known.deny("a", 10, 20)
+    assert known.due(0, 20) == ["b", "a"]
 
 
 def test_due_looks_at_few() -> None:

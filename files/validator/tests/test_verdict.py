@@ -146,6 +146,9 @@ async def test_the_short_way_is_for_what_is_fresh_alone(
     await world.ask()
     world.clock.now += 299
     assert decider.allows_at_once("x.example")
+    world.clock.now += 1
+    assert not decider.allows_at_once("x.example")
+    world.clock.now -= 1
     assert not decider.allows_at_once("X.example")
     assert decider.answers["ALLOW", "memory"] == 1
     with caplog.at_level(logging.DEBUG, "mx_validator"):
@@ -319,6 +322,7 @@ async def test_a_short_grace_has_its_denials_too(world: World) -> None:
 
 async def test_the_answer_to_a_sender_who_waits_for_a_refresh(world: World) -> None:
     """An operator sees with `check` that a denial does not count yet."""
+    world.clock.now += 30 * DAY
     await world.known_good(301)
     world.platform.outcome = NO
     world.at_once()
@@ -334,12 +338,25 @@ async def test_the_answer_to_a_sender_who_waits_for_a_refresh(world: World) -> N
 async def test_unused_domains_are_confirmed_before_they_expire(world: World) -> None:
     await world.known_good(3.5 * DAY)
     world.decider.tend()
+    await world.settle()
     assert not world.platform.asked
     world.clock.now += 1
     world.decider.tend()
     await world.settle()
     assert world.platform.asked == [("x.example", Kind.REFRESH)]
     assert given_as(world.at_once(), "memory", 0)
+
+
+async def test_no_domain_is_refreshed_while_it_is_fresh(world: World) -> None:
+    world.decider.times = replace(TIMES, known_good=400)
+    await world.known_good(300)
+    world.decider.tend()
+    await world.settle()
+    assert not world.platform.asked
+    world.clock.now += 1
+    world.decider.tend()
+    await world.settle()
+    assert world.platform.asked == [("x.example", Kind.REFRESH)]
 
 
 async def test_expired_domains_are_dropped_while_the_platform_gives_verdicts(
@@ -577,6 +594,23 @@ async def test_denied_garbage_does_not_push_out_what_is_allowed(world: World) ->
         await world.ask(f"{number}.example")
     assert world.at_once().verdict is Verdict.ALLOW
     assert len(world.decider.denied) == 10
+
+
+async def test_what_another_platform_confirms_at_once_is_fresh(world: World) -> None:
+    world.decider.change_platform()
+    assert await world.ask() == ALLOW
+    assert world.decider.allows_at_once("x.example")
+    assert given_as(world.at_once(), "memory", 0)
+
+
+async def test_forgetting_covers_what_is_on_its_way(world: World) -> None:
+    world.platform.free.clear()
+    before = asyncio.create_task(world.ask())
+    await eventually_async(lambda: world.platform.asked)
+    world.decider.forget("x.example")
+    world.platform.free.set()
+    assert (await before).verdict is Verdict.DEFER
+    assert len(world.decider.known_good) == 0
 
 
 # -- log ----------------------------------------------------------------------

@@ -58,10 +58,10 @@ class Denied:
         self._entries.clear()
 
 
-class _Trial(NamedTuple):
-    """A known-good domain whose last refresh did not confirm it."""
+class _Denial(NamedTuple):
+    """Of a known-good domain, which does not count yet."""
 
-    denied_since: float | None  # None: the platform could not say
+    since: float
     ask_again: float
 
 
@@ -72,7 +72,10 @@ class KnownGood:
         self._max_domains = max_domains
         # The longest unconfirmed first, so that the ones to drop or to ask about are found at once.
         self._confirmed: OrderedDict[str, float] = OrderedDict()
-        self._trials: OrderedDict[str, _Trial] = OrderedDict()
+        # What the last refresh came to if it was no confirmation. The first to be asked again is
+        # the first to be found; the others, of which an outage makes many, do not stand before it.
+        self._denials: OrderedDict[str, _Denial] = OrderedDict()
+        self._pauses: dict[str, float] = {}
         self._moment = 0.0
         self.confirmed = self._confirmed.get
 
@@ -98,7 +101,7 @@ class KnownGood:
 
     def confirm(self, domain: str, now: float) -> str | None:
         """Remember that the platform confirms a domain; return the one that had to go for it."""
-        self._trials.pop(domain, None)
+        self._settle(domain)
         self._confirmed[domain] = self._shared(now)
         self._confirmed.move_to_end(domain)
         if len(self._confirmed) > self._max_domains:
@@ -107,18 +110,20 @@ class KnownGood:
 
     def deny(self, domain: str, now: float, ask_again: float) -> float:
         """Remember that the platform denies a domain; return for how many seconds already."""
-        trial = self._trials.get(domain)
-        since = now if trial is None or trial.denied_since is None else trial.denied_since
-        self._try(domain, since, ask_again)
+        denial = self._denials.get(domain)
+        since = now if denial is None else denial.since
+        self._settle(domain)
+        self._denials[domain] = _Denial(since, ask_again)
         return now - since
 
     def leave(self, domain: str, now: float) -> None:
         """Remember that the platform cannot say: whatever it said before, it did not repeat it."""
-        self._try(domain, None, now + RETRY_SECONDS)
+        self._settle(domain)
+        self._pauses[domain] = now + RETRY_SECONDS
 
     def drop(self, domain: str) -> bool:
         """Forget a domain; return whether it was there."""
-        self._trials.pop(domain, None)
+        self._settle(domain)
         return self._confirmed.pop(domain, None) is not None
 
     def drop_older_than(self, before: float) -> str | None:
@@ -129,8 +134,9 @@ class KnownGood:
 
     def may_refresh(self, domain: str, now: float) -> bool:
         """Whether it is time to ask the platform about a domain again."""
-        trial = self._trials.get(domain)
-        return trial is None or now >= trial.ask_again
+        denial = self._denials.get(domain)
+        ask_again = self._pauses.get(domain, 0.0) if denial is None else denial.ask_again
+        return now >= ask_again
 
     def due(self, before: float, now: float) -> list[str]:
         """Return domains to ask about though no mail comes for them.
@@ -140,8 +146,8 @@ class KnownGood:
         """
         denied = [
             domain
-            for domain, trial in itertools.islice(self._trials.items(), DUE_LOOKED_AT)
-            if trial.denied_since is not None and now >= trial.ask_again
+            for domain, denial in itertools.islice(self._denials.items(), DUE_LOOKED_AT)
+            if now >= denial.ask_again
         ]
         old = [
             domain
@@ -159,11 +165,11 @@ class KnownGood:
             self._moment = float(math.floor(moment))
         return self._moment
 
-    def _try(self, domain: str, denied_since: float | None, ask_again: float) -> None:
-        self._trials[domain] = _Trial(denied_since, ask_again)
-        self._trials.move_to_end(domain)
+    def _settle(self, domain: str) -> None:
+        self._denials.pop(domain, None)
+        self._pauses.pop(domain, None)
 
     def _drop_oldest(self) -> str:
         domain, _ = self._confirmed.popitem(last=False)
-        self._trials.pop(domain, None)
+        self._settle(domain)
         return domain

@@ -285,7 +285,6 @@ class Decider:
         return Answer(outcome.verdict, outcome.reason, "platform")
 
     def _confirm(self, domain: str, now: float) -> None:
-        self.denied.drop(domain)
         self._keeper.keep(domain)
         displaced = self.known_good.confirm(domain, now)
         if displaced is not None:
