@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import resource
-import shlex
 import socket
 import subprocess
 import threading
@@ -72,14 +72,17 @@ def test_domains(daemon: Daemon, stub: Stub) -> None:
         daemon.ask(f"joe@{domain}")
     lines = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ a\.example\n\S+ b\.example\n"
     eventually(lambda: re.fullmatch(lines, daemon.run("domains").stdout))
-    command = f"{shlex.join(daemon.command('domains'))} | true"
+    read, write = os.pipe()
+    os.close(read)  # like `| head` that has seen enough
     piped = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        env=daemon.environ,
-        capture_output=True,
+        daemon.command("domains"),
+        env={**daemon.environ, "PYTHONUNBUFFERED": ""},
+        stdout=write,
+        stderr=subprocess.PIPE,
         timeout=PATIENCE,
         check=False,
     )
+    os.close(write)
     assert (piped.returncode, piped.stderr) == (0, b"")
 
 

@@ -192,6 +192,7 @@ def _domains(file: Path) -> int:
     try:
         for domain, confirmed in store.read(file):
             print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(confirmed)), domain)  # noqa: T201
+        sys.stdout.flush()  # not at the end of the process, where nobody expects a broken pipe
     except sqlite3.Error as error:
         return _fail(os.EX_UNAVAILABLE, f"{file}: cannot be read: {error}")
     return os.EX_OK
