@@ -10,6 +10,7 @@ from testinfra.host import Host
 from probes import Mx, eventually
 
 SECRETS = ("oempro_admin_api_key", "catchall_password")
+PORTS = ("22", "25", "993", "995")
 
 
 def pattern_of(secret: str) -> str:
@@ -80,7 +81,8 @@ def test_daemon_cannot_write_its_own_code(host: Host) -> None:
         "cd / && setpriv --reuid=mx-validator --regid=mx-validator --init-groups "
         "find /opt /etc /usr /var -xdev -writable \\( -type f -o -type d \\)"
     )
-    own = "/var/spool/postfix/mx-validator"  # where its socket is
+    # Where its socket is, and what it knows.
+    own = ("/var/spool/postfix/mx-validator", "/var/lib/mx-validator")
     writable = {path for path in found.stdout.splitlines() if not path.startswith(own)}
     assert writable <= {"/var/tmp"}
 
@@ -88,12 +90,15 @@ def test_daemon_cannot_write_its_own_code(host: Host) -> None:
 def test_what_listens(host: Host) -> None:
     """Port by port: nothing else can be reached from outside, and nothing else runs."""
     listening = {
-        (line.split()[3].rsplit(":", 1)[1], line.split('"')[1])
+        (*line.split()[3].rsplit(":", 1), line.split('"')[1])
         for line in host.check_output("ss -Hlntp").splitlines()
     }
-    ports = {port for port, _ in listening}
-    assert ports == {"22", "25", "993", "995"}
-    assert {program for port, program in listening if port in ("993", "995")} <= {
+    everywhere = {(address, port) for address in ("0.0.0.0", "[::]") for port in PORTS}
+    assert {(address, port) for address, port, _ in listening} == {
+        *everywhere,
+        ("127.0.0.1", "9854"),  # the validator's metrics
+    }
+    assert {program for _, port, program in listening if port in ("993", "995")} <= {
         *("dovecot", "imap-login", "pop3-login")
     }
 
