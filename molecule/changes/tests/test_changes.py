@@ -158,7 +158,7 @@ DAMAGE = (
     "rm -rf /etc/systemd/system/supervisor.service.d /etc/dovecot/users",
     ": > /etc/postfix/main.cf",
     "echo garbage > /etc/dovecot/dovecot.conf",
-    "cd /etc/oempro-mx/tls && : > selfsigned/2-chain.pem && : > mx.pem",
+    "cd /etc/oempro-mx/tls && : > selfsigned/chain.pem && : > mx.pem",
 )
 
 

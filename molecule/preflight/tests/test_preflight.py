@@ -30,6 +30,10 @@ WRONG: tuple[tuple[str, object, str], ...] = (
     ("catchall_password", "", "catchall_password is missing or empty"),
     ("catchall_password", "too short", "catchall_password is set, but"),
     ("catchall_password", 123456789012, "catchall_password is set, but"),
+    ("tls_mode", "magic", 'tls_mode is "magic"'),
+    ("tls_mode", "provided", "tls_mode is provided, but tls_certificate_file is empty"),
+    ("tls_acme_ca_file", "/nowhere/ca.pem", 'tls_acme_ca_file is "/nowhere/ca.pem", but there is'),
+    ("validator_ca_file", "ca.pem", 'validator_ca_file is "ca.pem", but there is'),
     ("preflight_supported_systems", {"Debian": ["11"]}, "Supported: Debian 11."),
 )
 REQUIRED = ("mx_hostname", "oempro_url", "oempro_admin_api_key", "catchall_password")
@@ -50,7 +54,7 @@ def untouched(host: Host) -> Any:
 def test_wrong_value(site: Callable[..., Any], name: str, value: object, message: str) -> None:
     run = site(check=False, **{name: value})
     assert run.status != 0
-    assert message in " ".join(run.output.split())
+    assert message in run.said
     assert run.recap["changed"] == 0
     if name in ("oempro_admin_api_key", "catchall_password") and value:
         assert f"{value}" not in run.output.replace(
@@ -84,9 +88,8 @@ def test_port_25_is_held_by_another_program(host: Host, site: Callable[..., Any]
     finally:
         host.check_output("systemctl stop squatter")
     assert run.status != 0
-    text = " ".join(run.output.split())
-    assert f"Port 25 of {host.backend.get_hostname()} is held by" in text
-    assert '"python3"' in text
+    assert f"Port 25 of {host.backend.get_hostname()} is held by" in run.said
+    assert '"python3"' in run.said
     assert run.recap["changed"] == 0
 
 
