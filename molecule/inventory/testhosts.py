@@ -41,6 +41,7 @@ print(
                     "ansible_ssh_private_key_file": f"{lab['folder']}/ssh_key",
                     "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab['folder']}/known_hosts",
                     "testhost_gateway": lab["gateway"],
+                    "testhost_gateway6": lab["gateway6"],
                 },
             },
             "_meta": {"hostvars": HOSTS},
