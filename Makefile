@@ -4,9 +4,9 @@
 SHELL := /bin/bash
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-SCENARIOS := preflight default changes resilience outage
+SCENARIOS := preflight default changes resilience outage security
 # For the test hosts, and for building Python's virtual environments.
-DEBIAN_PACKAGES := mmdebstrap debian-archive-keyring systemd-container iproute2 nftables openssh-client openssl python3-venv
+DEBIAN_PACKAGES := mmdebstrap debian-archive-keyring systemd-container iproute2 nftables openssh-client openssl pebble python3-venv testssl.sh
 
 # The scenarios share their test hosts.
 .NOTPARALLEL:
@@ -36,8 +36,8 @@ lint: $(VENV)/installed
 	ruff format --check .
 	mypy
 	cd files/validator && mypy
-	shellcheck .ci/run roles/postfix/files/check-postfix-file
-	codespell --skip .git,$(VENV),.ansible --ignore-words-list bu,levl,succes
+	shellcheck .ci/run roles/postfix/files/check-postfix-file roles/tls/files/*
+	codespell --skip .git,$(VENV),.ansible --ignore-words-list anull,bu,iif,levl,succes
 	python docs/arguments.py --check
 
 unit: $(VENV)/installed

@@ -61,6 +61,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have measured; a worker's own output is not seen."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid.partition('[')[2][:-1]}: {name}: {value}")
+
+
 @pytest.fixture
 def variables(host: Host) -> dict[str, Any]:
     """The host's inventory variables."""
@@ -118,6 +125,11 @@ class Run:
     status: int
     output: str
     recap: dict[str, int]
+
+    @property
+    def said(self) -> str:
+        """The output in one line, since Ansible breaks long messages anywhere."""
+        return " ".join(self.output.split())
 
     @property
     def changed(self) -> set[str]:

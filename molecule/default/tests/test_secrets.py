@@ -55,7 +55,7 @@ def test_password_is_stored_as_a_hash_only(host: Host, variables: dict[str, Any]
         ("/etc/mx-validator/mx-validator.conf", "root", "mx-validator", 0o640),
         ("/etc/dovecot/users", "root", "dovecot", 0o640),
         ("/etc/oempro-mx/tls/mx.pem", "root", "root", 0o600),
-        ("/etc/oempro-mx/tls/selfsigned/1-key.pem", "root", "root", 0o600),
+        ("/etc/oempro-mx/tls/selfsigned/key.pem", "root", "root", 0o600),
         ("/var/spool/postfix/mx-validator", "mx-validator", "postfix", 0o2750),
         ("/var/spool/postfix/mx-validator/policy", "mx-validator", "postfix", 0o660),
         ("/var/vmail/catchall", "vmail", "vmail", 0o700),
@@ -98,6 +98,7 @@ def test_what_listens(host: Host) -> None:
         *everywhere,
         ("127.0.0.1", "9854"),  # the validator's metrics
     }
+    assert host.check_output("ss -Hlnup") == ""
     assert {program for _, port, program in listening if port in ("993", "995")} <= {
         *("dovecot", "imap-login", "pop3-login")
     }

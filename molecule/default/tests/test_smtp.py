@@ -214,7 +214,14 @@ def test_ipv6(variables: dict[str, Any], platform: StubClient, domain: str) -> N
         assert session.command(f"RCPT TO:<a@{domain}>").code == 250
 
 
-@pytest.mark.parametrize("end", [b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n.\r"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        *(b"\n.\n", b"\n.\r\n", b"\r\n.\n"),
+        *(b"\r.\r", b"\r\n.\r", b"\r.\r\n", b"\n.\r"),
+        *(b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\0\r\n.\r\0\n"),
+    ],
+)
 def test_smuggled_message_stays_one(
     mailbox: Mx, platform: StubClient, domain: str, end: bytes
 ) -> None:

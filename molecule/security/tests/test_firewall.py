@@ -1,0 +1,106 @@
+"""What can be reached, from where; and that nothing leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from faults import rebooted
+from portscan import open_ports
+from probes import Mx
+
+NOBODY = "192.0.2.0/24"
+RULES = "nft list table inet oempro_mx"
+EVERYBODY = ["0.0.0.0/0", "::/0"]
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+
+
+def test_an_outsider_sees_ssh_and_smtp(
+    host: Host, mx: Mx, variables: dict[str, Any], outsiders: list[str]
+) -> None:
+    ways = ((mx.address, outsiders[0]), (variables["testhost_address6"], outsiders[-1]))
+    for address, source in ways:
+        assert open_ports(address, source) == [22, 25]
+    with rebooted(host):
+        pass
+    for address, source in ways:
+        assert open_ports(address, source) == [22, 25]
+
+
+def test_the_platform_reads_the_mailbox(mx: Mx, variables: dict[str, Any]) -> None:
+    for address in (mx.address, variables["testhost_address6"]):
+        for port in (993, 995):
+            socket.create_connection((address, port), timeout=10).close()
+        for port in (80, 110, 143, 587, 9854):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((address, port), timeout=10)
+
+
+@pytest.mark.parametrize("user", ["root", "mx-validator", "postfix"])
+def test_no_mail_leaves(
+    host: Host, variables: dict[str, Any], smtp_attempts: Callable[[], int], user: str
+) -> None:
+    before = smtp_attempts()
+    for address in (variables["testhost_gateway"], variables["testhost_gateway6"]):
+        for port in ("25", "465", "587"):
+            command = f"setpriv --reuid={user} --regid=nogroup --clear-groups python3 -c %s %s %s"
+            done = host.run(command, CONNECT, address, port)
+            assert "ConnectionRefusedError" in done.stderr
+    assert smtp_attempts() == before
+    platform_port = str(variables["testhost_stub_port"])
+    host.check_output("python3 -c %s %s %s", CONNECT, variables["testhost_gateway"], platform_port)
+
+
+def test_whoever_guesses_passwords_is_slowed_down(mx: Mx, site: Callable[..., Any]) -> None:
+    site(
+        "--tags=firewall",
+        firewall_mailbox_sources=EVERYBODY,
+        firewall_mailbox_rate_per_minute=5,
+    )
+    with contextlib.ExitStack() as connections:
+        for _ in range(5):
+            connections.enter_context(socket.create_connection((mx.address, 993), timeout=10))
+        with pytest.raises(TimeoutError):
+            socket.create_connection((mx.address, 993), timeout=2)
+        with pytest.raises(TimeoutError):
+            socket.create_connection((mx.address, 995), timeout=2)
+        with mx.smtp() as session:
+            assert session.command("NOOP").code == 250
+    site("--tags=firewall")
+    assert mx.count() >= 0
+
+
+def test_other_tables_are_left_alone(host: Host, site: Callable[..., Any]) -> None:
+    host.check_output("nft add table inet of_somebody_else")
+    site("--tags=firewall", firewall_extra_rules=["tcp dport 9100 accept"])
+    assert "tcp dport 9100 accept" in host.check_output(RULES)
+    site("--tags=firewall", firewall_enabled=False)
+    assert host.run(RULES).rc != 0
+    run = site("--tags=firewall")
+    assert "tcp dport 9100" not in host.check_output(RULES)
+    assert run.recap["changed"] > 0
+    assert site("--tags=firewall").recap["changed"] == 0
+    host.check_output("nft delete table inet of_somebody_else")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"firewall_ssh_sources": [NOBODY]}, f"firewall_ssh_sources ({NOBODY})"),
+        ({"firewall_ssh_ports": [2222]}, "firewall_ssh_ports (2222) would shut out"),
+        ({"firewall_mailbox_sources": ["the office"]}, "failed to validate"),
+    ],
+)
+def test_rules_that_cannot_be_meant_change_nothing(
+    host: Host, site: Callable[..., Any], wrong: dict[str, Any], reason: str
+) -> None:
+    before = host.check_output(RULES)
+    run = site("--tags=firewall", check=False, **wrong)
+    assert run.status != 0
+    assert reason in run.said
+    assert host.check_output(RULES) == before

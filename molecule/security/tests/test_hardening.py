@@ -1,0 +1,71 @@
+"""What the services can do no more, and what lynis says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from testinfra.host import Host
+
+# Where the program runs, by release; 10 is the worst.
+UNITS = ("supervisor", "dovecot", "postfix")
+MOST_EXPOSURE = 4.0
+
+
+def unit_of(host: Host, service: str) -> str:
+    """Return the unit in which a service's daemons run."""
+    instance = "postfix@-.service"
+    if service == "postfix" and host.run(f"systemctl is-active {instance}").rc == 0:
+        return instance
+    return f"{service}.service"
+
+
+@pytest.mark.parametrize("service", UNITS)
+def test_service_is_locked_in(
+    host: Host, service: str, record_property: Callable[[str, object], None]
+) -> None:
+    unit = unit_of(host, service)
+    said = host.run(f"systemd-analyze security --no-pager {unit}").stdout
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+    assert found, said
+    record_property("systemd-analyze security", f"{unit} {found[1]}")
+    assert float(found[1]) <= MOST_EXPOSURE, said
+
+
+@pytest.mark.parametrize("service", UNITS)
+def test_service_runs_as_its_unit_says(host: Host, service: str) -> None:
+    """A drop-in that was written but not entered would look as good to systemd-analyze."""
+    pid = host.check_output(
+        "systemctl show --property=MainPID --value supervisor"
+        if service == "supervisor"
+        else "cat /var/spool/postfix/pid/master.pid"
+        if service == "postfix"
+        else "cat /run/dovecot/master.pid"
+    ).strip()
+    assert "NoNewPrivs:\t1" in host.file(f"/proc/{pid}/status").content_string
+    assert host.run("nsenter --mount --target %s touch /usr/local/written", pid).rc != 0
+    assert host.check_output("nsenter --mount --target %s find /root -mindepth 1", pid) == ""
+
+
+def test_security_updates_install_themselves(host: Host) -> None:
+    settings = host.check_output("apt-config dump")
+    assert 'APT::Periodic::Unattended-Upgrade "1";' in settings
+    assert 'APT::Periodic::Update-Package-Lists "1";' in settings
+    assert "label=Debian-Security" in settings
+    assert host.check_output("systemctl is-enabled unattended-upgrades") == "enabled"
+
+
+def test_lynis_finds_nothing_about_mail(
+    host: Host, record_property: Callable[[str, object], None]
+) -> None:
+    host.check_output("lynis audit system --quick --quiet --report-file /root/lynis-after.dat")
+    before, after = (
+        host.file(f"/root/lynis-{when}.dat").content_string for when in ("before", "after")
+    )
+    assert re.findall(r"(?m)^(?:warning|suggestion)\[\]=MAIL-.*", after) == []
+    index = [
+        int(re.findall(r"(?m)^hardening_index=(\d+)", report)[0]) for report in (before, after)
+    ]
+    record_property("lynis", f"hardening index {index[0]} before, {index[1]} after")
+    assert index[1] > index[0]
