@@ -142,6 +142,8 @@ def test_failed_renewal_keeps_the_certificate_and_says_so(
     assert run.status != 0
     assert f"{server.directory_url} gave no certificate for {mx.hostname}" in run.said
     server.start()
+    # It keeps nothing on disk, and so has forgotten us.
+    host.check_output("rm -r /etc/letsencrypt/accounts")
     assert one_certificate(mx, unverified()) == before
     host.check_output("systemctl reset-failed certbot")
 

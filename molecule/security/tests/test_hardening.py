@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from testinfra.host import Host
+
+from probes import Mx, eventually
 
 # Where the program runs, by release; 10 is the worst.
 UNITS = ("supervisor", "dovecot", "postfix")
@@ -46,6 +51,46 @@ def test_service_runs_as_its_unit_says(host: Host, service: str) -> None:
     assert "NoNewPrivs:\t1" in host.file(f"/proc/{pid}/status").content_string
     assert host.run("nsenter --mount --target %s touch /usr/local/written", pid).rc != 0
     assert host.check_output("nsenter --mount --target %s find /root -mindepth 1", pid) == ""
+
+
+def test_who_guesses_the_password_is_shut_out(
+    host: Host, mx: Mx, site: Callable[..., Any], outsiders: list[str]
+) -> None:
+    everybody = {"firewall_mailbox_sources": ["0.0.0.0/0", "::/0"]}
+    never = [f"{outsiders[1]}/32"]
+    on = {"fail2ban_enabled": True, "fail2ban_failures": 3, "fail2ban_never": never, **everybody}
+    site("--tags=firewall,fail2ban", **on)
+
+    def guess(source: str, port: int = 993) -> None:
+        unverified = ssl._create_unverified_context()  # self-signed test certificate
+        with (
+            socket.create_connection((mx.address, port), 30, (source, 0)) as plain,
+            unverified.wrap_socket(plain) as wrapped,
+        ):
+            stream = wrapped.makefile("rb")
+            stream.readline()
+            # A name that looks like somebody else's address in the log.
+            command = f'a LOGIN "x, rip={outsiders[2]}, lip=" wrong\r\n'
+            wrapped.sendall(command.encode() if port == 993 else b"USER catchall\r\nPASS wrong\r\n")
+            while not stream.readline().startswith((b"a NO", b"-ERR")):
+                pass
+
+    def shut_out(source: str) -> bool:
+        try:
+            socket.create_connection((mx.address, 993), 10, (source, 0)).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    for source in outsiders[:2]:
+        for port in (993, 995, 993):
+            guess(source, port)
+    eventually(lambda: shut_out(outsiders[0]))
+    assert not shut_out(outsiders[1])
+    assert not shut_out(outsiders[2])
+    assert site("--tags=firewall,fail2ban", **on).recap["changed"] == 0
+    site("--tags=firewall,fail2ban")
+    assert "oempro-mx" not in host.check_output("fail2ban-client status")
 
 
 def test_security_updates_install_themselves(host: Host) -> None:
