@@ -19,7 +19,6 @@ import shlex
 import shutil
 import signal
 import smtplib
-import ssl
 import subprocess
 import sys
 import textwrap
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from platform_stub import StubClient
-from probes import TIMEOUT_SECONDS, Message, Mx, Reply, Smtp
+from probes import TIMEOUT_SECONDS, Message, Mx, Reply, Smtp, unverified
 
 PROJECT = Path(__file__).resolve().parents[2]
 TESTHOST = [sys.executable, str(Path(__file__).resolve().with_name("testhost.py"))]
@@ -403,14 +402,6 @@ def send(demo: Demo, sample: Sample, tls: bool) -> None:
         session.command(f"MAIL FROM:<{sample.sender}>")
         accepted(session.command(f"RCPT TO:<{sample.recipient}>"))
         accepted(session.message(sample.data))
-
-
-def unverified() -> ssl.SSLContext:
-    """TLS as most mail servers speak it: whatever the certificate says."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def accepted(reply: Reply) -> None:

@@ -15,7 +15,7 @@ from testinfra.host import Host
 from acme_server import AcmeServer
 from ca import CA
 from platform_stub import StubClient
-from probes import Mx, eventually
+from probes import Mx, eventually, unverified
 
 MASTERS = "systemctl show --property MainPID --value dovecot; cat /var/spool/postfix/pid/master.pid"
 PEM = "/etc/oempro-mx/tls/mx.pem"
@@ -87,13 +87,6 @@ def one_certificate(mx: Mx, context: ssl.SSLContext) -> bytes:
     shown = certificates(mx, context)
     assert len(shown) == 1
     return shown.pop()
-
-
-def unverified() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def key(host: Host) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from platform_stub import StubClient
-from probes import Mx, eventually
+from probes import Mx, eventually, unverified
 
 IDLE = 500
 SLOW = 100
@@ -83,9 +82,8 @@ def test_starttls_injection_is_refused(mx: Mx) -> None:
     with mx.smtp() as session:
         session.send(b"STARTTLS\r\nMAIL FROM:<injected@x.example>\r\n")
         assert session.getreply()[0] == 220
-        context = ssl._create_unverified_context()  # self-signed test certificate
         assert session.sock
-        session.sock = context.wrap_socket(session.sock)
+        session.sock = unverified().wrap_socket(session.sock)
         session.file = None
         session.ehlo("sender.example")
         assert session.command("RCPT TO:<a@x.example>").code == 503
