@@ -680,7 +680,9 @@ async def keep_the_promise(steps: list[tuple[Outcome, int, str]]) -> None:
         if outcome is YES:
             confirmed[domain] = clock()
         if outcome is NO:
-            denied_since.setdefault(domain, clock())
+            since = denied_since.setdefault(domain, clock())
+            if clock() - since >= TIMES.deny_grace:
+                confirmed.pop(domain, None)  # it counts from now on, whatever comes after it
         else:
             denied_since.pop(domain, None)
         return outcome
