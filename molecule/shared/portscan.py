@@ -1,16 +1,17 @@
-"""Which TCP ports of a host are open to somebody, found by trying all of them."""
+"""Prints which TCP ports of an address are open, found by trying all of them."""
 
 from __future__ import annotations
 
 import selectors
 import socket
+import sys
 
 AT_ONCE = 500
 SECONDS = 5.0  # without any answer: the rest is silent
 
 
-def open_ports(address: str, source: str) -> list[int]:
-    """Return the ports of ``address`` that accept a connection from ``source``."""
+def open_ports(address: str, source: str = "") -> list[int]:
+    """Return the ports that accept a connection, from ``source`` if it is given."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     selector = selectors.DefaultSelector()
     ports = iter(range(1, 65536))
@@ -20,7 +21,8 @@ def open_ports(address: str, source: str) -> list[int]:
         while waiting < AT_ONCE and (port := next(ports, None)):
             connection = socket.socket(family)
             connection.setblocking(False)
-            connection.bind((source, 0))
+            if source:
+                connection.bind((source, 0))
             connection.connect_ex((address, port))
             selector.register(connection, selectors.EVENT_WRITE, port)
             waiting += 1
@@ -34,3 +36,7 @@ def open_ports(address: str, source: str) -> list[int]:
             selector.unregister(connection)
             connection.close()
             waiting -= 1
+
+
+if __name__ == "__main__":
+    print(*open_ports(*sys.argv[1:]))

@@ -326,6 +326,60 @@ def nameservers() -> str:
     raise TestHostError("no name server besides loopback in /etc/resolv.conf; add one")
 
 
+# --- the network of one host --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network namespace with the addresses of one number, and the cable into it."""
+
+    lab: Lab
+    namespace: str
+    index: int
+
+    @property
+    def address(self) -> str:
+        return f"10.99.{self.lab.number}.{self.index}"
+
+    @property
+    def address6(self) -> str:
+        return f"fd99:0:0:{self.lab.number:x}::{self.index:x}"
+
+    @property
+    def link(self) -> str:
+        """Name of this machine's end of the cable (at most 15 characters)."""
+        return f"mx{self.lab.number}h{self.index}"
+
+    def make(self) -> None:
+        """Make it anew."""
+        self.remove()
+        inside = ("ip", "-n", self.namespace)
+        run("ip", "netns", "add", self.namespace)
+        run("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.namespace)
+        for family, gateway, own in (
+            ("-4", f"{self.lab.gateway}/32", self.address),
+            ("-6", f"{self.lab.gateway6}/128", self.address6),
+        ):
+            nodad = ["nodad"] if family == "-6" else []
+            run("ip", family, "addr", "add", gateway, "dev", self.link, *nodad)
+            run(*inside, family, "addr", "add", own, "dev", "eth0", *nodad)
+        run("ip", "link", "set", self.link, "up")
+        run(*inside, "link", "set", "lo", "up")
+        run(*inside, "link", "set", "eth0", "up")
+        for family, gateway, own in (
+            ("-4", self.lab.gateway, self.address),
+            ("-6", self.lab.gateway6, self.address6),
+        ):
+            run("ip", family, "route", "replace", own, "dev", self.link)
+            run(*inside, family, "route", "add", gateway, "dev", "eth0")
+            run(*inside, family, "route", "add", "default", "via", gateway, "dev", "eth0")
+
+    def remove(self) -> None:
+        """Remove every trace of it."""
+        run("ip", "link", "del", self.link, check=False)
+        run("ip", "netns", "del", self.namespace, check=False)
+
+
 # --- one host -----------------------------------------------------------------------------------
 
 
@@ -349,22 +403,21 @@ class Host:
         return int((self.path / "index").read_text())
 
     @property
+    def network(self) -> Network:
+        return Network(self.lab, self.machine, self.index)
+
+    @property
     def address(self) -> str:
-        return f"10.99.{self.lab.number}.{self.index}"
+        return self.network.address
 
     @property
     def address6(self) -> str:
-        return f"fd99:0:0:{self.lab.number:x}::{self.index:x}"
+        return self.network.address6
 
     @property
     def machine(self) -> str:
         """Name of the namespace and of the machine in systemd-nspawn's eyes."""
         return f"mx{self.lab.number}-{self.name}"
-
-    @property
-    def link(self) -> str:
-        """Name of this machine's end of the cable (at most 15 characters)."""
-        return f"mx{self.lab.number}h{self.index}"
 
     @property
     def cgroup(self) -> Path:
@@ -472,7 +525,8 @@ class Host:
         (self.cgroup / "cgroup.procs").write_text(str(os.getpid()))
         status = NSPAWN_REBOOT_STATUS
         while status == NSPAWN_REBOOT_STATUS:
-            self.connect()
+            # A new one: the old one would keep the firewall's rules over a reboot.
+            self.network.make()
             status = subprocess.run(
                 [
                     *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot"),
@@ -486,37 +540,6 @@ class Host:
                 check=False,
             ).returncode
 
-    def connect(self) -> None:
-        """Make a new network namespace and the cable into it.
-
-        The old one would keep the firewall's rules over a reboot.
-        """
-        self.disconnect()
-        inside = ("ip", "-n", self.machine)
-        run("ip", "netns", "add", self.machine)
-        run("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.machine)
-        for family, gateway, own in (
-            ("-4", f"{self.lab.gateway}/32", self.address),
-            ("-6", f"{self.lab.gateway6}/128", self.address6),
-        ):
-            nodad = ["nodad"] if family == "-6" else []
-            run("ip", family, "addr", "add", gateway, "dev", self.link, *nodad)
-            run(*inside, family, "addr", "add", own, "dev", "eth0", *nodad)
-        run("ip", "link", "set", self.link, "up")
-        run(*inside, "link", "set", "lo", "up")
-        run(*inside, "link", "set", "eth0", "up")
-        for family, gateway, own in (
-            ("-4", self.lab.gateway, self.address),
-            ("-6", self.lab.gateway6, self.address6),
-        ):
-            run("ip", family, "route", "replace", own, "dev", self.link)
-            run(*inside, family, "route", "add", gateway, "dev", "eth0")
-            run(*inside, family, "route", "add", "default", "via", gateway, "dev", "eth0")
-
-    def disconnect(self) -> None:
-        run("ip", "link", "del", self.link, check=False)
-        run("ip", "netns", "del", self.machine, check=False)
-
     def destroy(self) -> None:
         """Remove every trace of the host, running or left over."""
         if not (self.path / "index").exists():
@@ -524,7 +547,7 @@ class Host:
             return
         kill(self.processes())
         self.kill_payload()
-        self.disconnect()
+        self.network.remove()
         for folder, _, _ in os.walk(self.cgroup, topdown=False):
             Path(folder).rmdir()
         if self.root.is_mount():

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
 from mx_validator.memory import Denied
 from mx_validator.responder import Responder
+from mx_validator.room import Room
 from mx_validator.server import Server, _Connection
 from mx_validator.verdict import Decider, Outcome, Times, Verdict
 
@@ -113,7 +114,7 @@ async def fuzz(inputs: int, seed: int) -> None:
     limits = Limits(TokenBucket(1e9, 1e9, 0.0), Breaker("none"))
     decider = Decider(deny, Times(300, 60, 604800, 900), limits, Nowhere())
     decider.load([("good.example", 1.0)])
-    server = Server(Responder(decider, lambda: None).respond)  # type: ignore[arg-type,return-value]
+    server = Server(Responder(decider, lambda: None, Room(Path("/"))).respond)  # type: ignore[arg-type,return-value]
     settled = 0
     decider.denied = Denied(DENIED_DOMAINS)
     connection: _Connection | None = None

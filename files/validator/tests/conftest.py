@@ -18,8 +18,8 @@ from platform_stub import PlatformStub, StubClient
 
 SOURCE = Path(__file__).parent.parent / "src"
 API_KEY = "Zm9vYmFy-the-key-0123456789"
-# A busy machine is no failure, nothing is left behind in the working directory, and a red run can be
-# repeated: the examples are the same every time.
+# A busy machine is no failure, nothing is left behind in the working directory, and the examples
+# are the same every time, so that a red run can be repeated.
 settings.register_profile(
     "here",
     deadline=None,

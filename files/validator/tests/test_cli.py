@@ -120,6 +120,7 @@ def test_status(daemon: Daemon, stub: Stub) -> None:
     refused = daemon.run("status")
     assert refused.returncode == 75
     assert "API key:     REFUSED" in refused.stdout
+    assert "mail queue:  takes mail" in refused.stdout
 
 
 @pytest.mark.parametrize(

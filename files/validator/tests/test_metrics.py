@@ -61,6 +61,8 @@ async def test_metrics(address: str) -> None:
         "mx_validator_known_good_domains 42.0",
         "mx_validator_known_good_oldest_seconds 259200.0",
         "mx_validator_store_failing_seconds 0.0",
+        "mx_validator_queue_free_inodes 70000.0",
+        "mx_validator_queue_short 0.0",
         "mx_validator_loop_lag_seconds 0.0004",
     ):
         assert f"{line}\n" in text

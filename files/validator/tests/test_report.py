@@ -23,6 +23,8 @@ WELL = Status(
     store_unwritten=0,
     store_failing_seconds=None,
     store_trouble=None,
+    queue_free_inodes=70000,
+    queue_short=False,
     lag_seconds=0.0004,
 )
 AWAY = replace(WELL, failing_seconds=600.0, trouble="platform answered 502", breaker_open=True)
@@ -51,6 +53,7 @@ def test_all_is_well() -> None:
         "API key:     accepted",
         "known good:  42 domains, confirmed 12 s to 3 d ago; good for 7 d without the platform",
         "on disk:     up to date",
+        "mail queue:  takes mail, 70000 free inodes",
         "denied:      3 domains remembered",
     ]
 
@@ -84,6 +87,11 @@ def test_all_is_well() -> None:
         (
             replace(WELL, store_unwritten=5, store_trouble="full", store_failing_seconds=300.0),
             "on disk:     NOT WRITTEN for 5 min: full; 5 domains wait",
+        ),
+        (replace(WELL, queue_free_inodes=None), "mail queue:  takes mail"),
+        (
+            replace(WELL, queue_free_inodes=9, queue_short=True),
+            "mail queue:  NO MAIL IS TAKEN, only 9 free inodes",
         ),
     ],
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from mx_validator import responder
 from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
 from mx_validator.protocol import Request, RequestType, parse_reply
 from mx_validator.responder import Responder
+from mx_validator.room import Room
 from mx_validator.status import Status
 from mx_validator.verdict import Answer, Decider, Outcome, Times, Verdict
 
@@ -37,6 +39,9 @@ def decider(clock: FakeClock) -> Decider:
     return Decider(ask, Times(300, 60, 604800, 900), limits, Nowhere(), clock)
 
 
+ROOM = Room(Path("/"))
+
+
 def look() -> Status:
     return STATUS
 
@@ -57,8 +62,13 @@ STATUS = Status(
     store_unwritten=0,
     store_failing_seconds=None,
     store_trouble=None,
+    queue_free_inodes=70000,
+    queue_short=False,
     lag_seconds=0.001,
 )
+
+
+FULL = b"action=452 4.3.1 Insufficient system storage\n\n"
 
 
 def access(recipient: str) -> Request:
@@ -89,7 +99,7 @@ async def reply(respond: Responder, request: Request) -> bytes:
     ],
 )
 async def test_access(recipient: str, expected: bytes, decider: Decider) -> None:
-    respond = Responder(decider, look)
+    respond = Responder(decider, look, ROOM)
     request = access(recipient)
     assert await reply(respond, request) == expected
     assert await reply(respond, request) == expected
@@ -97,13 +107,13 @@ async def test_access(recipient: str, expected: bytes, decider: Decider) -> None
 
 @pytest.mark.parametrize("recipient", ["bounce+1@yes.example", "joe@no.example", "joe"])
 async def test_what_is_known_is_answered_at_once(recipient: str, decider: Decider) -> None:
-    respond = Responder(decider, look)
+    respond = Responder(decider, look, ROOM)
     await reply(respond, access(recipient))
     assert isinstance(respond.respond(access(recipient)), bytes)
 
 
 async def test_check(decider: Decider, clock: FakeClock) -> None:
-    respond = Responder(decider, look)
+    respond = Responder(decider, look, ROOM)
     request = check("YES.example")
     expected = "verdict=ALLOW\nreason=platform says yes\nsource={}\nage_seconds={}\n\n"
     assert await reply(respond, request) == expected.format("platform", 0).encode()
@@ -112,7 +122,7 @@ async def test_check(decider: Decider, clock: FakeClock) -> None:
 
 
 async def test_check_of_what_is_no_domain(decider: Decider) -> None:
-    assert await reply(Responder(decider, look), check("joe@yes.example")) == (
+    assert await reply(Responder(decider, look, ROOM), check("joe@yes.example")) == (
         b"verdict=DENY\nreason=not a domain name\nsource=malformed\nage_seconds=0\n\n"
     )
 
@@ -122,7 +132,7 @@ async def test_malformed_is_logged_without_what_was_asked(
     decider: Decider, caplog: pytest.LogCaptureFixture
 ) -> None:
     for recipient in ("s3cret", '"x@s3cret"', "x@s3cret"):
-        assert await reply(Responder(decider, look), access(recipient)) == DUNNO
+        assert await reply(Responder(decider, look, ROOM), access(recipient)) == DUNNO
     assert 'verdict=DENY source=malformed reason="not a domain name"' in caplog.text
     assert "s3cret" not in caplog.text
 
@@ -135,7 +145,7 @@ async def test_unexpected_error_at_once(
         raise KeyError("surprise")
 
     monkeypatch.setattr(responder, "recipient_domain", broken)
-    assert await reply(Responder(decider, look), access("joe@yes.example")) == RETRY
+    assert await reply(Responder(decider, look, ROOM), access("joe@yes.example")) == RETRY
     assert "KeyError: 'surprise'" in caplog.text
     assert "joe" not in caplog.text
 
@@ -148,20 +158,20 @@ async def test_unexpected_error_later(
         raise KeyError("surprise")
 
     monkeypatch.setattr(decider, "decide", lambda _: broken())
-    assert await reply(Responder(decider, look), access("joe@yes.example")) == RETRY
+    assert await reply(Responder(decider, look, ROOM), access("joe@yes.example")) == RETRY
     assert "a request could not be answered" in caplog.text
     assert "joe" not in caplog.text
     assert caplog.records[0].levelno == logging.ERROR
 
 
 async def test_a_domain_alone_is_no_address_however_well_it_is_known(decider: Decider) -> None:
-    respond = Responder(decider, look)
+    respond = Responder(decider, look, ROOM)
     assert await reply(respond, access("joe@yes.example")) == OK
     assert await reply(respond, access("yes.example")) == DUNNO
 
 
 async def test_forget(decider: Decider) -> None:
-    respond = Responder(decider, look)
+    respond = Responder(decider, look, ROOM)
     await reply(respond, access("joe@yes.example"))
     for domain, answer in (
         ("YES.example", b"result=forgotten\n\n"),
@@ -172,13 +182,25 @@ async def test_forget(decider: Decider) -> None:
     assert not decider.allows_at_once("yes.example")
 
 
+async def test_no_room_is_a_reason_to_come_back_and_not_to_refuse(
+    decider: Decider, tmp_path: Path
+) -> None:
+    room = Room(tmp_path)
+    respond = Responder(decider, look, room)
+    for room.is_short, reply_to_yes in ((False, OK), (True, FULL), (False, OK)):
+        assert await reply(respond, access("joe@yes.example")) == reply_to_yes
+        assert await reply(respond, access("joe@no.example")) == DUNNO
+        assert await reply(respond, access("joe@away.example")) == RETRY
+        assert b"verdict=ALLOW\n" in await reply(respond, check("yes.example"))
+
+
 async def test_status(decider: Decider) -> None:
-    answer = await reply(Responder(decider, look), (RequestType.STATUS, ""))
+    answer = await reply(Responder(decider, look, ROOM), (RequestType.STATUS, ""))
     assert Status(**json.loads(parse_reply(answer)["status"])) == STATUS
 
 
 async def test_answers_are_counted(decider: Decider) -> None:
-    respond = Responder(decider, look)
+    respond = Responder(decider, look, ROOM)
     for recipient in ("a@yes.example", "b@yes.example", "c@no.example", "d"):
         await reply(respond, access(recipient))
     assert decider.answers == {

@@ -1,4 +1,4 @@
-"""Addresses outside the hosts, for those whom the inventory does not name."""
+"""Those whom the inventory does not name: further addresses of this machine, and a third host."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from testhost import Network, this_lab
+
 FIRST = 200  # the test hosts' own addresses are lower
 EACH = 6
+THIRD = 220  # the same for the third host
 
 
 @pytest.fixture
@@ -29,4 +32,18 @@ def outsiders(variables: dict[str, Any]) -> Iterator[list[str]]:
         subprocess.run(["ip", "address", "replace", address, "dev", "lo"], check=True)
     yield found
     for address in found:
-        subprocess.run(["ip", "address", "delete", address, "dev", "lo"], check=True)
+        length = 128 if ":" in address else 32
+        subprocess.run(["ip", "address", "delete", f"{address}/{length}", "dev", "lo"], check=True)
+
+
+@pytest.fixture
+def third_host(variables: dict[str, Any]) -> Iterator[Network]:
+    """A host besides those under test; there is nothing on it but a network."""
+    if "MX_INVENTORY" in os.environ:
+        pytest.skip("needs the test hosts' network")
+    lab = this_lab()
+    index = THIRD + int(ip_address(variables["ansible_host"])) % 2
+    network = Network(lab, f"mx{lab.number}-third-{index}", index)
+    network.make()
+    yield network
+    network.remove()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
+from testinfra.host import Host
 
 from platform_stub import StubClient
 from probes import Mx, eventually, unverified
@@ -16,6 +19,9 @@ SLOW = 100
 SLOW_SECONDS = 2.0  # between two bytes
 GREETING_SECONDS = 60
 MAILS = 20
+MESSAGE = b"Subject: x\r\n\r\nx\r\n"
+STOP = "systemctl stop postfix dovecot supervisor"
+START = "systemctl start supervisor dovecot postfix"
 
 
 def connect(mx: Mx, source: str) -> tuple[socket.socket, bytes]:
@@ -57,9 +63,44 @@ def test_idle_and_slow_senders_do_not_keep_mail_out(
         held.callback(thread.join)
         held.callback(stop.set)
         for number in range(MAILS):
-            reply = mailbox.send(f"n{number}@{domain}", b"Subject: x\r\n\r\nx\r\n")
+            reply = mailbox.send(f"n{number}@{domain}", MESSAGE)
             assert reply.code == 250, reply
         eventually(mailbox.count, lambda seen: seen == MAILS)
+
+
+def test_who_holds_every_process_does_not_hold_it_for_long(
+    host: Host,
+    mailbox: Mx,
+    platform: StubClient,
+    domain: str,
+    site: Callable[..., Any],
+    outsiders: list[str],
+) -> None:
+    """Idle connections from many addresses; the first ones end sooner than they would."""
+    platform.answer(domain, "allow")
+    site("--tags=postfix", postfix_smtpd_processes=10, postfix_client_connections=5)
+    host.check_output("postconf -e 'smtpd_timeout=${stress?{10}:{15}}s' && postfix reload")
+    stop = threading.Event()
+    greeted = []
+
+    def hold(source: str) -> None:
+        while not stop.is_set():
+            connection, greeting = connect(mailbox, source)
+            with connection, contextlib.suppress(OSError):
+                greeted.append(greeting)
+                while connection.recv(512):
+                    pass
+
+    holders = [threading.Thread(target=hold, args=(outsiders[n % 4],)) for n in range(20)]
+    for holder in holders:
+        holder.start()
+    eventually(lambda: len(greeted) >= 10)
+    assert mailbox.send(f"a@{domain}", MESSAGE).code == 250
+    stop.set()
+    site("--tags=postfix")  # which ends their sessions
+    for holder in holders:
+        holder.join()
+    eventually(mailbox.count, lambda seen: seen == 1)
 
 
 def test_flood_of_connections_is_told_to_come_back(
@@ -87,3 +128,28 @@ def test_starttls_injection_is_refused(mx: Mx) -> None:
         session.file = None
         session.ehlo("sender.example")
         assert session.command("RCPT TO:<a@x.example>").code == 503
+
+
+@pytest.fixture
+def few_inodes(host: Host) -> Iterator[Callable[[int], None]]:
+    """Put the mail queue on a small file system; return a call that sets how many inodes it has."""
+    host.check_output(f"{STOP}; mount -t tmpfs -o nr_inodes=20000,mode=0755 tmpfs /mnt")
+    host.check_output("cp -a /var/spool/postfix/. /mnt && mount --bind /mnt /var/spool/postfix")
+    host.check_output(f"umount /mnt; cd /var/spool/postfix && seq 1000 | xargs touch; {START}")
+    yield lambda number: host.check_output(
+        f"mount -o remount,nr_inodes={number} /var/spool/postfix"
+    )
+    host.check_output(f"{STOP}; umount /var/spool/postfix; {START}")
+
+
+def test_without_inodes_mail_is_told_to_come_back(
+    mailbox: Mx, platform: StubClient, domain: str, few_inodes: Callable[[int], None]
+) -> None:
+    """Postfix does not look at them: without one its cleanup would let the sender hang."""
+    platform.answer(domain, "allow")
+    for inodes, code in ((20000, 250), (1100, 452), (20000, 250)):
+        few_inodes(inodes)
+        eventually(lambda: mailbox.rcpt(f"a@{domain}").code == code)  # noqa: B023 - at once
+        assert mailbox.rcpt(f"a@foreign.{domain}").code == 554
+    eventually(lambda: mailbox.send(f"a@{domain}", MESSAGE).code, lambda seen: seen == 250)
+    eventually(mailbox.count, lambda seen: seen == 1)

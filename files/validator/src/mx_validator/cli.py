@@ -105,8 +105,9 @@ def _parser() -> _Parser:
         "status",
         parents=[config],
         help=status,
-        description=f"{status}. Exit code: 0 all is well, 75 the platform gives no verdicts or"
-        " known-good domains cannot be written to disk, 69 daemon not reachable.",
+        description=f"{status}. Exit code: 0 all is well, 75 the platform gives no verdicts,"
+        " known-good domains cannot be written to disk, or the mail queue has no room, 69 daemon"
+        " not reachable.",
     )
     domains = "list the known-good domains on disk, with when the platform confirmed them"
     commands.add_parser("domains", parents=[config], help=domains, description=domains)
@@ -184,8 +185,8 @@ def _forget(answer: dict[str, str]) -> tuple[int, str]:
 
 def _status(answer: dict[str, str]) -> tuple[int, str]:
     status = Status(**json.loads(answer["status"]))
-    well = status.platform_up is not False and status.store_trouble is None
-    return os.EX_OK if well else os.EX_TEMPFAIL, "\n".join(report.lines(status))
+    trouble = status.platform_up is False or status.store_trouble or status.queue_short
+    return os.EX_OK if not trouble else os.EX_TEMPFAIL, "\n".join(report.lines(status))
 
 
 def _domains(file: Path) -> int:

@@ -64,6 +64,12 @@ _GAUGES: list[tuple[str, str, Callable[[Status], float | None]]] = [
         "Since when known-good domains cannot be written to disk; 0 if they can.",
         lambda s: s.store_failing_seconds or 0,
     ),
+    (
+        "queue_free_inodes",
+        "Free inodes of the mail queue's file system, if it counts them.",
+        lambda s: s.queue_free_inodes,
+    ),
+    ("queue_short", "Whether mail is refused for want of them.", lambda s: s.queue_short),
     ("loop_lag_seconds", "By which the event loop was late last.", lambda s: s.lag_seconds),
 ]
 

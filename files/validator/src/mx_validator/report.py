@@ -23,6 +23,7 @@ def lines(status: Status) -> list[str]:
         f"API key:     {_key(status)}",
         f"known good:  {_known_good(status)}",
         f"on disk:     {_store(status)}",
+        f"mail queue:  {_queue(status)}",
         f"denied:      {status.denied} domains remembered",
     ]
 
@@ -58,3 +59,11 @@ def _store(status: Status) -> str:
             f" {status.store_unwritten} domains wait"
         )
     return "up to date" if not status.store_unwritten else f"{status.store_unwritten} domains wait"
+
+
+def _queue(status: Status) -> str:
+    if status.queue_free_inodes is None:
+        return "takes mail"
+    if status.queue_short:
+        return f"NO MAIL IS TAKEN, only {status.queue_free_inodes} free inodes"
+    return f"takes mail, {status.queue_free_inodes} free inodes"

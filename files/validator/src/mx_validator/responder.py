@@ -10,6 +10,7 @@ from typing import Any
 
 from mx_validator.domain import MalformedDomainError, normalise, recipient_domain
 from mx_validator.protocol import Request, RequestType, format_attributes
+from mx_validator.room import Room
 from mx_validator.status import Status
 from mx_validator.verdict import UNEXPECTED, Answer, Decider, Verdict
 
@@ -28,21 +29,27 @@ _ALLOW = _ACCESS_REPLIES[Verdict.ALLOW]
 
 Reply = bytes | Coroutine[Any, Any, bytes]
 
+# Postfix's own words when the disk is full.
+_NO_ROOM = format_attributes({"action": "452 4.3.1 Insufficient system storage"})
+
 logger = logging.getLogger(__name__)
 
 
 class Responder:
     """Answers Postfix and operators with what the decider knows."""
 
-    def __init__(self, decider: Decider, look: Callable[[], Status]) -> None:
+    def __init__(self, decider: Decider, look: Callable[[], Status], room: Room) -> None:
         self._decider = decider
         self._look = look
+        self._room = room
         self._allows_at_once = decider.allows_at_once
 
     def respond(self, request: Request) -> Reply:
         """Return the reply, or a coroutine that will if the platform has to be asked first."""
         kind, subject = request
         if kind is _ACCESS:
+            if self._room.is_short:
+                return self._respond_with(_access_reply_without_room, recipient_domain, subject)
             _, at, domain = subject.rpartition("@")
             # Nearly all mail is for what is known, and that is in normal form.
             if at and self._allows_at_once(domain):
@@ -90,6 +97,10 @@ async def _reply_later(
 
 def _access_reply(answer: Answer) -> bytes:
     return _ACCESS_REPLIES[answer.verdict]
+
+
+def _access_reply_without_room(answer: Answer) -> bytes:
+    return _NO_ROOM if answer.verdict is Verdict.ALLOW else _access_reply(answer)
 
 
 def _check_reply(answer: Answer) -> bytes:

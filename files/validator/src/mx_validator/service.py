@@ -19,6 +19,7 @@ from mx_validator.listener import Listener, only_copy
 from mx_validator.metrics import Metrics, served
 from mx_validator.platform import PlatformClient, Target
 from mx_validator.responder import Responder
+from mx_validator.room import Room
 from mx_validator.server import MAX_CONNECTIONS, Server
 from mx_validator.status import Observer
 from mx_validator.store import Store
@@ -87,13 +88,19 @@ class _Service:
             TokenBucket(config.rate_per_second, config.burst, time.monotonic()),
             Breaker(str(config.api_key_file)),
         )
+        # The socket is in Postfix's queue, or smtpd in its chroot could not reach it.
+        self._room = Room(config.socket.parent)
         self._metrics = Metrics()
         self._decider = Decider(self._ask, _times(config), self._limits, self._store)
         self._observer = Observer(
-            self._decider, self._limits, self._store, lambda: self._watchdog.lag_seconds
+            self._decider,
+            self._limits,
+            self._store,
+            self._room,
+            lambda: self._watchdog.lag_seconds,
         )
         self._metrics_server = contextlib.ExitStack()
-        self.server = Server(Responder(self._decider, self._observer.look).respond)
+        self.server = Server(Responder(self._decider, self._observer.look, self._room).respond)
 
     async def start(self) -> None:
         """Load what is known good, and set everything going."""
@@ -155,6 +162,7 @@ class _Service:
 
     def _beat(self) -> None:
         self._decider.tend()
+        self._room.look()
         if self._store.starts_empty:
             self._store.starts_empty = False
             for domain, age in self._decider.ages():

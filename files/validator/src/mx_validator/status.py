@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mx_validator.limits import Limits
+from mx_validator.room import Room
 from mx_validator.store import Store
 from mx_validator.verdict import Decider, Source
 
@@ -30,6 +31,8 @@ class Status:
     store_unwritten: int  # domains that wait to be written
     store_failing_seconds: float | None
     store_trouble: str | None
+    queue_free_inodes: int | None  # of the mail queue's file system, if it counts them
+    queue_short: bool  # of them, so that no mail is taken
     lag_seconds: float  # by which the event loop was late when it last looked
 
     @property
@@ -44,11 +47,17 @@ class Observer:
     """Looks at the daemon's parts. Belongs to their event loop."""
 
     def __init__(
-        self, decider: Decider, limits: Limits, store: Store, lag_seconds: Callable[[], float]
+        self,
+        decider: Decider,
+        limits: Limits,
+        store: Store,
+        room: Room,
+        lag_seconds: Callable[[], float],
     ) -> None:
         self._decider = decider
         self._limits = limits
         self._store = store
+        self._room = room
         self._lag_seconds = lag_seconds
         self._started = time.monotonic()
 
@@ -73,6 +82,8 @@ class Observer:
             store_unwritten=self._store.unwritten,
             store_failing_seconds=_since(self._store.trouble_since, time.time()),
             store_trouble=self._store.trouble,
+            queue_free_inodes=self._room.free_inodes,
+            queue_short=self._room.is_short,
             lag_seconds=self._lag_seconds(),
         )
 
