@@ -79,16 +79,19 @@ def test_missing_variable(
 
 
 @pytest.mark.usefixtures("untouched")
-def test_port_25_is_held_by_another_program(host: Host, site: Callable[..., Any]) -> None:
-    listen = "import socket,time; s=socket.create_server(('127.0.0.1',25)); time.sleep(600)"
+@pytest.mark.parametrize(("port", "more"), [(25, {}), (80, {"tls_mode": "acme"})])
+def test_port_is_held_by_another_program(
+    host: Host, site: Callable[..., Any], port: int, more: dict[str, str]
+) -> None:
+    listen = f"import socket,time; s=socket.create_server(('127.0.0.1',{port})); time.sleep(600)"
     host.check_output("systemd-run --quiet --unit=squatter python3 -c %s", listen)
     try:
-        eventually(lambda: host.run("ss -Hlnt sport = :25").stdout)
-        run = site(check=False)
+        eventually(lambda: host.run(f"ss -Hlnt sport = :{port}").stdout)
+        run = site(check=False, **more)
     finally:
         host.check_output("systemctl stop squatter")
     assert run.status != 0
-    assert f"Port 25 of {host.backend.get_hostname()} is held by" in run.said
+    assert f"Port {port} of {host.backend.get_hostname()} is held by" in run.said
     assert '"python3"' in run.said
     assert run.recap["changed"] == 0
 

@@ -89,6 +89,13 @@ def one_certificate(mx: Mx, context: ssl.SSLContext) -> bytes:
     return shown.pop()
 
 
+def readable_keys(host: Host) -> str:
+    """Files below the folders of keys and certificates that others than root may read."""
+    assert host.file(PEM).mode == 0o600
+    folders = "$(ls -d /etc/oempro-mx/tls/* /etc/letsencrypt/archive /etc/letsencrypt/accounts)"
+    return str(host.check_output(f"find {folders} -type f -name '*key*' -perm /077"))
+
+
 def key(host: Host) -> str:
     return str(host.check_output(f"openssl pkey -in {PEM} -pubout"))
 
@@ -99,7 +106,7 @@ def key(host: Host) -> str:
 def test_acme(host: Host, mx: Mx, site: Callable[..., Any], server: AcmeServer) -> None:
     run = site(TAGS, **acme_variables(server))
     one_certificate(mx, trusting(server.root))
-    assert host.file(PEM).mode == 0o600
+    assert readable_keys(host) == ""
     # Such a short time left means that renewals have failed.
     assert "fewer than 20 days left" in run.said
     assert site(TAGS, **acme_variables(server)).recap["changed"] == 0
@@ -184,6 +191,7 @@ def test_provided(host: Host, mx: Mx, site: Callable[..., Any], tmp_path: Path) 
     }
     run = site(TAGS, **files)
     assert "warning" not in run.said
+    assert readable_keys(host) == ""
     right = one_certificate(mx, trusting(tmp_path / "root.pem"))
     assert not host.file("/etc/letsencrypt/live/oempro-mx").exists  # it cannot be renewed over ours
 
