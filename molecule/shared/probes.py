@@ -47,7 +47,7 @@ def eventually(
 
 def unverified() -> ssl.SSLContext:
     """TLS as most mail servers speak it: whatever the certificate says."""
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context

@@ -115,14 +115,20 @@ class Lab:
     def path(self) -> Path:
         return LABS / str(self.number)
 
+    def address(self, index: int) -> str:
+        return f"10.99.{self.number}.{index}"
+
+    def address6(self, index: int) -> str:
+        return f"fd99:0:0:{self.number:x}::{index:x}"
+
     @property
     def gateway(self) -> str:
         """This machine's address as the hosts see it."""
-        return f"10.99.{self.number}.1"
+        return self.address(1)
 
     @property
     def gateway6(self) -> str:
-        return f"fd99:0:0:{self.number:x}::1"
+        return self.address6(1)
 
     @property
     def table(self) -> str:
@@ -339,11 +345,11 @@ class Network:
 
     @property
     def address(self) -> str:
-        return f"10.99.{self.lab.number}.{self.index}"
+        return self.lab.address(self.index)
 
     @property
     def address6(self) -> str:
-        return f"fd99:0:0:{self.lab.number:x}::{self.index:x}"
+        return self.lab.address6(self.index)
 
     @property
     def link(self) -> str:

@@ -18,12 +18,17 @@ THIRD = 220  # the same for the third host
 
 
 @pytest.fixture
-def outsiders(variables: dict[str, Any]) -> Iterator[list[str]]:
-    """Addresses of this machine besides the one that the tests come from; the last is IPv6."""
+def side(variables: dict[str, Any]) -> int:
+    """0 or 1: the two hosts are tested side by side, each by outsiders of its own."""
     if "MX_INVENTORY" in os.environ:
         pytest.skip("needs the test hosts' network")
-    # The two hosts are tested side by side.
-    first = FIRST + EACH * (int(ip_address(variables["ansible_host"])) % 2)
+    return int(ip_address(variables["ansible_host"])) % 2
+
+
+@pytest.fixture
+def outsiders(variables: dict[str, Any], side: int) -> Iterator[list[str]]:
+    """Addresses of this machine besides the one that the tests come from; the last is IPv6."""
+    first = FIRST + EACH * side
     ipv4, ipv6 = (
         ip_address(variables[name]) - 1 for name in ("testhost_gateway", "testhost_gateway6")
     )
@@ -37,13 +42,10 @@ def outsiders(variables: dict[str, Any]) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def third_host(variables: dict[str, Any]) -> Iterator[Network]:
+def third_host(side: int) -> Iterator[Network]:
     """A host besides those under test; there is nothing on it but a network."""
-    if "MX_INVENTORY" in os.environ:
-        pytest.skip("needs the test hosts' network")
     lab = this_lab()
-    index = THIRD + int(ip_address(variables["ansible_host"])) % 2
-    network = Network(lab, f"mx{lab.number}-third-{index}", index)
+    network = Network(lab, f"mx{lab.number}-third-{side}", THIRD + side)
     network.make()
     yield network
     network.remove()

@@ -186,7 +186,7 @@ def _forget(answer: dict[str, str]) -> tuple[int, str]:
 def _status(answer: dict[str, str]) -> tuple[int, str]:
     status = Status(**json.loads(answer["status"]))
     trouble = status.platform_up is False or status.store_trouble or status.queue_short
-    return os.EX_OK if not trouble else os.EX_TEMPFAIL, "\n".join(report.lines(status))
+    return os.EX_TEMPFAIL if trouble else os.EX_OK, "\n".join(report.lines(status))
 
 
 def _domains(file: Path) -> int:
