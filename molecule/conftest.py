@@ -17,7 +17,7 @@ import pytest
 from testinfra.host import Host
 
 from platform_stub import StubClient
-from probes import Mx
+from probes import Mx, eventually
 
 PROJECT = Path(__file__).resolve().parents[1]
 INVENTORY = PROJECT / os.environ.get("MX_INVENTORY", "molecule/inventory")
@@ -68,6 +68,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{report.nodeid.partition('[')[2][:-1]}: {name}: {value}")
 
 
+def drain(host: Host) -> None:
+    """Wait until nothing is in the queue."""
+    eventually(
+        lambda: host.check_output("postqueue -j && postqueue -f"), lambda queue: not queue, 120
+    )
+
+
 @pytest.fixture
 def variables(host: Host) -> dict[str, Any]:
     """The host's inventory variables."""
@@ -87,8 +94,9 @@ def mx(variables: dict[str, Any]) -> Mx:
 
 
 @pytest.fixture
-def mailbox(mx: Mx) -> Mx:
-    """The MX with an empty mailbox."""
+def mailbox(host: Host, mx: Mx) -> Mx:
+    """The MX with an empty queue, from which an earlier test's mail could come, and mailbox."""
+    drain(host)
     mx.empty()
     return mx
 

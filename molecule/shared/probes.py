@@ -118,9 +118,11 @@ class Mx:
     # -- the sender's side --------------------------------------------------
 
     @contextmanager
-    def smtp(self, greet: str = "sender.example") -> Iterator[Smtp]:
+    def smtp(
+        self, greet: str = "sender.example", timeout: float = TIMEOUT_SECONDS
+    ) -> Iterator[Smtp]:
         """Connect to port 25 and say EHLO."""
-        with Smtp(self.address, 25, timeout=TIMEOUT_SECONDS) as session:
+        with Smtp(self.address, 25, timeout=timeout) as session:
             session.ehlo(greet)
             yield session
 
@@ -140,11 +142,9 @@ class Mx:
     # -- the platform's side ------------------------------------------------
 
     @contextmanager
-    def imap(self) -> Iterator[imaplib.IMAP4_SSL]:
+    def imap(self, timeout: float = TIMEOUT_SECONDS) -> Iterator[imaplib.IMAP4_SSL]:
         """Log in over IMAPS and open the inbox."""
-        with imaplib.IMAP4_SSL(
-            self.address, ssl_context=unverified(), timeout=TIMEOUT_SECONDS
-        ) as session:
+        with imaplib.IMAP4_SSL(self.address, ssl_context=unverified(), timeout=timeout) as session:
             session.login(self.username, self.password)
             session.select("INBOX")
             yield session

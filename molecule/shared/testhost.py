@@ -45,6 +45,7 @@ STUB_SECONDS = 15
 NSPAWN_REBOOT_STATUS = 133  # systemd-nspawn's exit status when the host asked for a reboot
 FIRST_ADDRESS = 11  # 10.99.N.11 is the first host, 10.99.N.1 this machine
 SMTP_PORTS = "25, 465, 587"
+DISK = "mode=755,size=8G,nr_inodes=200k"  # a test makes it smaller while the host runs
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
@@ -551,14 +552,28 @@ class Host:
         if not (self.path / "index").exists():
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        kill(self.processes())
-        self.kill_payload()
+        self.power_off()
         self.network.remove()
-        for folder, _, _ in os.walk(self.cgroup, topdown=False):
-            Path(folder).rmdir()
         if self.root.is_mount():
             run("umount", "--recursive", str(self.root))
         shutil.rmtree(self.path)
+
+    def power_off(self) -> None:
+        """Kill everything on the host at once; start() boots it again."""
+        kill(self.processes())
+        self.kill_payload()
+        # Some kernels kill what a new control group below a killed one begins.
+        for folder, _, _ in os.walk(self.cgroup, topdown=False):
+            Path(folder).rmdir()
+
+    def give_disk(self, path: str) -> None:
+        """Boot the host anew with a file system of its own, in memory, on an empty folder."""
+        self.power_off()
+        disk = self.root / path.lstrip("/")
+        disk.mkdir(parents=True)
+        run("mount", "-t", "tmpfs", "-o", DISK, self.machine, str(disk))
+        self.start()
+        self.wait_for_ssh()
 
     def kill_payload(self) -> None:
         """Kill the host's own processes, its init first of all: they outlive systemd-nspawn."""
@@ -650,6 +665,9 @@ def main() -> int:
     host_command("destroy", destroy, "remove a host")
     host_command("wait", Host.wait_for_ssh, "wait until a host has booted")
     host_command("keep", Host.keep, "boot a host and wait for its end (used by create)")
+    disk = command("disk", lambda lab, a: Host(lab, a.name).give_disk(a.path), "give it a disk")
+    disk.add_argument("name", type=host_name)
+    disk.add_argument("path", help="an empty folder or none")
     stub = command("stub", lambda lab, a: start_stub(lab, a.port, a.api_key), "start the platform")
     stub.add_argument("port", type=int)
     stub.add_argument("api_key")
