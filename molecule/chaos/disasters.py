@@ -181,7 +181,7 @@ def certificate_renewed(scene: Scene) -> None:
     address = (scene.mx.address, 993)
     before = ssl.get_server_certificate(address)
     scene.shell("rm /etc/oempro-mx/tls/selfsigned/chain.pem")
-    scene.site()
+    scene.site("--tags=tls,dovecot,postfix")
     eventually(lambda: ssl.get_server_certificate(address), lambda seen: seen != before)
 
 
