@@ -151,6 +151,15 @@ def test_run_that_was_cut_off_before_the_reload(mx: Mx, site: Callable[..., Any]
     assert size_offered(mx) == 50 * MEBIBYTE
 
 
+def test_main_cf_that_was_edited_by_hand_is_put_right(
+    host: Host, mx: Mx, platform: StubClient, domain: str, site: Callable[..., Any]
+) -> None:
+    host.check_output("postconf -e no_such_parameter=1 smtpd_timeout=soon")
+    site("--tags=postfix")
+    works(mx, platform, domain)
+    assert site().recap["changed"] == 0
+
+
 DAMAGE = (
     "systemctl disable --now postfix dovecot supervisor",
     "apt-get -qq purge -y dovecot-pop3d",
