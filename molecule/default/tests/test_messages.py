@@ -13,6 +13,8 @@ from platform_stub import StubClient
 from probes import Mx, eventually
 
 MIB = 1024 * 1024
+RECIPIENTS = 100  # of one message, at most
+HEADER_BYTES = 16 * 65535  # of one header, at most; Postfix counts a line end as one
 HEADER = b"Subject: test\r\n\r\n"
 LOCAL_PARTS = (
     "Bounce+42=joe=example.com",
@@ -25,6 +27,7 @@ LOCAL_PARTS = (
     '"a b"',
     '"very.(),:;<>[]quoted"',
     "b" * 63 + "+",
+    "-lead",
 )
 BODIES = {
     "8-bit": bytes(range(128, 256)) * 3 + b"\r\n",
@@ -35,6 +38,7 @@ BODIES = {
     "trailing blanks": b"a \r\nb\t\r\n\r\n\r\n \r\n",
     "From line": b"From somebody Mon Jan  1 00:00:00 2026\r\n",
     "tabs and controls": b"\t\x01\x02\x7f\x1b[0m\r\n",
+    "CR within a line": b"a\rb\r\rc\r\n\r.\r.\rd\r\n",
 }
 
 
@@ -57,18 +61,20 @@ def test_upper_case_domain_is_kept_as_written(
     assert mailbox.fetch_when(1)[0].original_to == f"a@{domain.upper()}"
 
 
-def test_fifty_recipients_give_fifty_messages(
+def test_hundred_recipients_give_hundred_messages(
     mailbox: Mx, platform: StubClient, domain: str
 ) -> None:
     platform.answer(domain, "allow")
-    recipients = {f"bounce+{number}=joe@{domain}" for number in range(50)}
+    recipients = {f"bounce+{number}=joe@{domain}" for number in range(RECIPIENTS)}
     with mailbox.smtp() as session:
         session.command("MAIL FROM:<sender@isp.example>")
         for recipient in sorted(recipients):
             assert session.command(f"RCPT TO:<{recipient}>").code == 250
+        one_more = session.command(f"RCPT TO:<one-more@{domain}>")
+        assert (one_more.code, one_more.text[:5]) == (452, "4.5.3")
         assert session.message(HEADER + b"same for all\r\n").code == 250
-    found = mailbox.fetch_when(50)
-    assert len(found) == 50
+    found = mailbox.fetch_when(RECIPIENTS)
+    assert len(found) == RECIPIENTS
     assert {message.original_to for message in found} == recipients
     assert {message.sent for message in found} == {HEADER + b"same for all\r\n"}
 
@@ -119,6 +125,21 @@ def test_long_header(mailbox: Mx, platform: StubClient, domain: str) -> None:
     data = b"To: first@isp.example,\r\n" + lines + b" last@isp.example\r\n\r\nbody\r\n"
     assert mailbox.send(f"a@{domain}", data).code == 250
     assert mailbox.fetch_when(1)[0].sent == data
+
+
+@pytest.mark.parametrize("filler", [b"x", b"\r\n user@isp.example,"], ids=["long", "folded"])
+def test_header_is_kept_whole_or_refused(
+    mailbox: Mx, platform: StubClient, domain: str, filler: bytes
+) -> None:
+    platform.answer(domain, "allow")
+    most = b"To:" + filler * ((HEADER_BYTES - 4) // len(filler.replace(b"\r", b"")))
+    for header, code in ((most, 250), (most + filler, 550)):
+        data = header + b"\r\nSubject: x\r\n\r\nbody\r\n"
+        reply = mailbox.send(f"a@{domain}", data)
+        assert reply.code == code, reply
+        if code == 250:
+            assert mailbox.fetch_when(1)[0].sent == data
+    assert reply.text == "5.3.4 A header of this message is too long"
 
 
 def test_chunking(mailbox: Mx, platform: StubClient, domain: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +14,7 @@ from probes import Mx, eventually
 
 # Nothing listens there: an attempt to connect would be counted all the same.
 OUTSIDE = "someone@[192.0.2.99]"
+NO_WAY = "this host sends no mail"
 RELAY_FORMS = (
     "user%foreign.example@{ours}",
     "foreign.example!user@{ours}",
@@ -79,13 +82,49 @@ def test_null_sender_to_a_foreign_domain(mx: Mx, domain: str, quiet: Callable[[]
     quiet()
 
 
-@pytest.mark.parametrize("sender", ["", "root", OUTSIDE])
-@pytest.mark.parametrize("recipient", [OUTSIDE, "root", "root@localhost", "nobody@foreign.example"])
-def test_local_submission(
-    host: Host, mailbox: Mx, quiet: Callable[[], None], sender: str, recipient: str
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_local_submission_is_refused(
+    host: Host, mailbox: Mx, quiet: Callable[[], None], user: str
 ) -> None:
-    host.check_output("echo hello | sendmail -f %s %s", sender, recipient)
+    """Whoever runs a program that sends mail, such as cron, learns that it was not taken."""
+    done = host.run("echo hello | setpriv --reuid=%s sendmail root", user)
+    assert done.rc == os.EX_TEMPFAIL
+    assert "is not allowed to submit mail" in done.stderr
     quiet()
+    assert mailbox.count() == 0
+
+
+@pytest.fixture
+def submission(host: Host) -> Iterator[None]:
+    """Take away the lock on local submission: it would hide what Postfix does with such mail."""
+    host.check_output("postconf -e authorized_submit_users=static:all")
+    yield
+    host.check_output("postconf -e authorized_submit_users=")
+    host.check_output("postsuper -d ALL")
+
+
+@pytest.mark.usefixtures("submission")
+def test_mail_without_a_way_waits(
+    host: Host, mailbox: Mx, smtp_attempts: Callable[[], int]
+) -> None:
+    """Neither sent, nor thrown away, nor put into the mailbox; also when it is requeued."""
+    before = smtp_attempts()
+    senders = ("", "root", OUTSIDE)
+    recipients = (OUTSIDE, "root", "root@localhost", "nobody@foreign.example")
+    for sender in senders:
+        for recipient in recipients:
+            host.check_output("echo hello | sendmail -f %s %s", sender, recipient)
+
+    def reasons() -> list[str]:
+        queue = host.check_output("postqueue -j").splitlines()
+        found = [each for line in queue for each in json.loads(line)["recipients"]]
+        return [each.get("delay_reason", "") for each in found]
+
+    everything = [NO_WAY] * len(senders) * len(recipients)
+    eventually(reasons, lambda seen: seen == everything)
+    host.check_output("postsuper -r ALL && postqueue -f")
+    eventually(reasons, lambda seen: seen == everything)
+    assert smtp_attempts() == before
     assert mailbox.count() == 0
 
 

@@ -144,7 +144,13 @@ def test_message_too_large(mx: Mx, platform: StubClient, domain: str) -> None:
 
 def test_too_little_disk(host: Host, mx: Mx, platform: StubClient, domain: str) -> None:
     platform.answer(domain, "allow")
-    minimum = host.check_output("postconf -h queue_minfree")
+    minimum, recipients = host.check_output(
+        "postconf -h queue_minfree smtpd_recipient_limit"
+    ).split()
+    with mx.smtp() as session:
+        size = int(session.esmtp_features["size"])
+    # One transaction of the largest size finds room, in the queue and for every recipient.
+    assert int(minimum) == size * (1 + int(recipients))
     free = host.check_output("stat -f -c '%a * %S' /var/spool/postfix")
     # Asking for more space than there is stands for a disk that has less.
     host.check_output(f"postconf -e queue_minfree=$(({free} * 2)) && postfix reload")

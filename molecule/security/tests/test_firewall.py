@@ -13,13 +13,20 @@ import pytest
 from testinfra.host import Host
 
 import portscan
+import testhost
 from faults import TESTHOST, rebooted
 from probes import Mx
-from testhost import Network
+from testhost import Network, this_lab
 
 NOBODY = "192.0.2.0/24"
 RULES = "nft list table inet oempro_mx"
 EVERYBODY = ["0.0.0.0/0", "::/0"]
+ETH_P_IPV6 = 0x86DD
+ROUTER_ALERT = bytes((0, 0, 5, 2, 0, 0, 1, 0))  # in a hop-by-hop options header (RFC 2711)
+# Type 130, to be answered within 100 ms, about all groups; the kernel fills the checksum in.
+LISTENER_QUERY = bytes((130, 0, 0, 0, 0, 100, 0, 0)) + bytes(16) + bytes((2, 125, 0, 0))
+LISTENER_REPORT = bytes((143,))
+REPORT_SECONDS = 5
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
 
 
@@ -42,6 +49,34 @@ def test_another_host_sees_ssh_and_smtp(
         pass
     for each in scans:
         assert subprocess.check_output(each) == b"22 25\n"
+
+
+def listeners_report(link: str) -> bool:
+    """Ask a link who listens to multicast, as a switch does; return whether the host reports.
+
+    The query is RFC 3810's, 5.1: from a link-local address, with hop limit 1 and a router alert.
+    """
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IPV6)) as seen,
+        socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as query,
+    ):
+        seen.bind((link, 0))
+        seen.settimeout(REPORT_SECONDS)
+        query.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 1)
+        query.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_HOPOPTS, ROUTER_ALERT)
+        query.sendto(LISTENER_QUERY, ("ff02::1", 0, 0, socket.if_nametoindex(link)))
+        # The Ethernet and IPv6 headers have 54 bytes, the router alert of a report another 8.
+        with contextlib.suppress(TimeoutError):
+            while seen.recv(2048)[62:63] != LISTENER_REPORT:
+                pass
+            return True
+    return False
+
+
+def test_multicast_listener_query_is_answered(host: Host) -> None:
+    """Else a switch that snoops lets no neighbour solicitation through: the host has no IPv6."""
+    lab = this_lab()
+    assert listeners_report(testhost.Host(lab, host.backend.get_hostname()).network.link)
 
 
 def test_the_platform_reads_the_mailbox(mx: Mx, variables: dict[str, Any]) -> None:
