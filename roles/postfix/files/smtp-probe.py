@@ -17,8 +17,8 @@ with smtplib.SMTP("127.0.0.1", 25, local_hostname="probe.invalid", timeout=20) a
         wrong.append(f"MAIL FROM:<> was answered {code} {text.decode()}")
     if code == 452:
         wrong.append(
-            "/var/spool/postfix has less free space than `postconf queue_minfree` says: give the host"
-            " a larger disk, or lower postfix_message_size_limit"
+            "/var/spool/postfix has less free space than `postconf queue_minfree` says: give the"
+            " host a larger disk, or lower postfix_message_size_limit"
         )
     for recipient, accepted in ((f"postmaster@{host}", True), ("probe@relay-probe.invalid", False)):
         code, text = smtp.rcpt(recipient)
