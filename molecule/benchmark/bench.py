@@ -183,7 +183,8 @@ class Bench:
             "check_recipient_access texthash:/etc/postfix/limit",
             rules.replace("\n", " "),
         )
-        options = "-o content_filter=catchall:unix:dovecot/lmtp -o cleanup_service_name=mxcleanup"
+        first = re.findall(r"(?m)^smtp/inet/(\w+) = (.*)$", self.shell("postconf -P 'smtp/inet/*'"))
+        options = " ".join(f"-o {name}={value}" for name, value in first)
         self.shell(
             f"postconf -e 'limit_restrictions = {limit.strip()}' &&"
             f"postconf -M '{LIMIT_PORT}/inet={LIMIT_PORT} inet n - y - 300 smtpd {options} "
