@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mx_validator.memory import DUE_LOOKED_AT, RETRY_SECONDS, Denied, KnownGood
+from mx_validator.memory import DUE_LOOKED_AT, RETRY_SECONDS, Denials, Denied, KnownGood
 
 
 def test_denied_drops_the_least_recently_used() -> None:
@@ -78,21 +78,35 @@ def test_only_what_is_older_is_dropped(known: KnownGood) -> None:
     assert KnownGood().drop_older_than(11) is None
 
 
-def test_denials_count_from_the_first_in_a_row(known: KnownGood) -> None:
-    assert known.deny("a", 100, 160) == 0
-    assert known.deny("a", 160, 220) == 60
-    known.leave("a", 220)
-    assert known.deny("a", 280, 340) == 0
-    known.confirm("a", 340)
-    assert known.deny("a", 400, 460) == 0
-    known.drop("a")
-    assert known.deny("a", 500, 560) == 0
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda known: known.leave("a", 180),
+        lambda known: known.confirm("a", 180),
+        lambda known: known.drop("a"),
+        lambda known: known.settle_all(),
+    ],
+)
+def test_denials_count_from_the_first_in_a_row(
+    end: Callable[[KnownGood], object], known: KnownGood
+) -> None:
+    assert known.deny("a", 100, 160, 60) == Denials(100, 100, 1, 160)
+    assert known.deny("a", 160, 220, 60) == Denials(100, 160, 2, 220)
+    end(known)
+    assert known.denied_due(220) == []
+    assert known.deny("a", 200, 260, 60) == Denials(200, 200, 1, 260)
+
+
+def test_denials_with_a_gap_between_them_are_not_in_a_row(known: KnownGood) -> None:
+    known.deny("a", 100, 160, 60)
+    assert known.deny("a", 160, 220, 60).number == 2
+    assert known.deny("a", 221, 281, 60) == Denials(221, 221, 1, 281)
 
 
 @pytest.mark.parametrize(
     ("doubt", "pause"),
     [
-        (lambda known: known.deny("a", 100, 130), 30),
+        (lambda known: known.deny("a", 100, 130, 60), 30),
         (lambda known: known.leave("a", 100), RETRY_SECONDS),
     ],
 )
@@ -106,15 +120,19 @@ def test_after_a_doubt_there_is_a_pause(
     assert known.may_refresh("b", 100)
 
 
-def test_due_is_what_is_denied_or_old(known: KnownGood) -> None:
-    assert known.due(10, 100) == []
-    assert known.due(11, 100) == ["a"]
+def test_due_is_what_is_old(known: KnownGood) -> None:
+    assert known.old_due(10, 100) == []
+    assert known.old_due(11, 100) == ["a"]
+    known.leave("a", 100)
+    assert known.old_due(11, 100) == []
+    assert known.old_due(11, 110) == ["a"]
+
+
+def test_due_is_what_is_denied(known: KnownGood) -> None:
     known.leave("a", 100)  # neither confirmed nor denied: its next mail is soon enough
-    assert known.due(11, 100) == []
-    assert known.due(11, 110) == ["a"]
-    known.deny("b", 100, 160)
-    assert known.due(0, 159) == []
-    assert known.due(0, 160) == ["b"]
+    known.deny("b", 100, 160, 60)
+    assert known.denied_due(159) == []
+    assert known.denied_due(160) == ["b"]
 
 
 def test_due_finds_the_denied_behind_many_that_could_not_be_asked_about() -> None:
@@ -122,14 +140,14 @@ def test_due_finds_the_denied_behind_many_that_could_not_be_asked_about() -> Non
     known.load((str(number), 0.0) for number in range(100))
     for number in range(99):
         known.leave(str(number), 0)
-    known.deny("99", 0, 60)
-    assert known.due(0, 60) == ["99"]
+    known.deny("99", 0, 60, 60)
+    assert known.denied_due(60) == ["99"]
 
 
 def test_nothing_is_due_of_what_was_dropped(known: KnownGood) -> None:
-    known.deny("a", 100, 160)
+    known.deny("a", 100, 160, 60)
     assert known.drop_older_than(11) == "a"
-    assert known.due(0, 160) == []
+    assert known.denied_due(160) == []
 
 
 def test_a_confirmation_ends_a_pause(known: KnownGood) -> None:
@@ -139,16 +157,16 @@ def test_a_confirmation_ends_a_pause(known: KnownGood) -> None:
 
 
 def test_due_begins_with_what_was_asked_longest_ago(known: KnownGood) -> None:
-    known.deny("a", 0, 10)
-    known.deny("b", 0, 10)
-    known.deny("a", 10, 20)
-    assert known.due(0, 20) == ["b", "a"]
+    known.deny("a", 0, 10, 60)
+    known.deny("b", 0, 10, 60)
+    known.deny("a", 10, 20, 60)
+    assert known.denied_due(20) == ["b", "a"]
 
 
 def test_due_looks_at_few() -> None:
     known = KnownGood()
     known.load((str(number), 0.0) for number in range(100))
     for number in range(100):
-        known.deny(str(number), 0, 0)
-    assert len(known.due(0, 1)) == DUE_LOOKED_AT
-    assert len(known.due(1, 1)) == 2 * DUE_LOOKED_AT
+        known.deny(str(number), 0, 0, 60)
+    assert len(known.denied_due(1)) == DUE_LOOKED_AT
+    assert len(known.old_due(1, 1)) == DUE_LOOKED_AT

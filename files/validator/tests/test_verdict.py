@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -320,6 +321,116 @@ async def test_a_short_grace_has_its_denials_too(world: World) -> None:
     assert not world.disk.domains
 
 
+async def pass_seconds(world: World, seconds: int, domains: Sequence[str] = ()) -> None:
+    """Let time pass, with the daemon's beat and a mail for each of some domains every second."""
+    for _ in range(seconds):
+        for domain in domains:
+            world.at_once(domain)
+            await world.settle()
+        world.decider.tend()
+        await world.settle()
+        world.clock.now += 1
+
+
+async def test_denials_with_an_outage_between_them_drop_nothing(world: World) -> None:
+    """Some accidents of the platform are not a quarter of an hour of denials."""
+    domains = [f"{number}.example" for number in range(1000)]
+    world.decider.load((domain, 301) for domain in domains)
+    for _ in range(2):
+        world.platform.outcome = NO
+        await pass_seconds(world, 10, domains)
+        world.platform.outcome = AWAY
+        await pass_seconds(world, 1200)
+    world.platform.outcome = NO
+    await pass_seconds(world, 10, domains)
+    assert len(world.decider.known_good) == 1000
+    assert world.disk.domains == set()  # nothing was kept anew
+
+
+async def test_denials_that_are_far_apart_never_count(world: World) -> None:
+    """Nobody asked in between, and nobody knows what the platform would have said."""
+    await world.known_good(301)
+    world.platform.outcome = NO
+    for _ in range(20):
+        assert world.at_once().verdict is Verdict.ALLOW
+        await world.settle()
+        world.clock.now += 181
+    assert "x.example" in world.disk.domains
+
+
+async def test_few_denials_never_count_however_long_ago_the_first(world: World) -> None:
+    world.decider.times = replace(TIMES, deny_ttl=0, deny_grace=60)
+    await world.known_good(301)
+    world.platform.outcome = NO
+    for _ in range(verdict.DENIALS_TO_COUNT - 1):
+        world.at_once()
+        await world.settle()
+        world.clock.now += 30
+    assert world.at_once().verdict is Verdict.ALLOW
+    await world.settle()
+    assert await world.ask() == DENY
+
+
+async def test_a_no_of_one_platform_does_not_count_for_the_next(world: World) -> None:
+    await world.known_good(301)
+    await deny_for(world, 840, 60)
+    world.decider.change_platform()
+    assert (await deny_for(world, 120, 60)).verdict is Verdict.ALLOW
+
+
+class SlowWorld(World):
+    """A world in which each question takes a second."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.denied: set[str] = set()
+        self._beat = asyncio.Event()
+        self.decider._ask = self._answer
+
+    async def _answer(self, domain: str, _: Kind) -> Outcome:
+        await self._beat.wait()
+        return NO if domain in self.denied else YES
+
+    async def pass_second(self) -> None:
+        self.decider.tend()
+        await asyncio.sleep(0)
+        ending = [*self.decider._questions.values()]
+        self.clock.now += 1
+        self._beat.set()
+        await asyncio.gather(*ending)
+        self._beat.clear()
+
+
+async def test_a_platform_that_denies_everything_is_believed_in_the_end(clock: FakeClock) -> None:
+    """It has a thousand questions to answer, four at a time, and needs a second for each."""
+    world = SlowWorld(clock)
+    known_good = world.decider.known_good
+    world.denied = {f"{number}.example" for number in range(1000)}
+    world.decider.load((domain, 301) for domain in world.denied)
+    seconds = 0
+    while known_good:
+        for domain, _ in [*known_good.items()][seconds % len(known_good) :][:4]:
+            world.at_once(domain)
+        await world.pass_second()
+        seconds += 1
+        assert len(known_good) == 1000 or seconds >= TIMES.deny_grace
+        assert seconds < 6 * TIMES.deny_grace
+
+
+async def test_a_domain_that_was_given_up_does_not_wait_behind_others(clock: FakeClock) -> None:
+    """Mail for others, in need of a refresh, never leaves a question unused."""
+    world = SlowWorld(clock)
+    others = [f"{number}.example" for number in range(3000)]
+    world.decider.load((domain, 301) for domain in ["x.example", *others])
+    world.denied = {"x.example"}
+    world.at_once()
+    for second in range(int(TIMES.deny_grace + 2 * TIMES.deny_ttl)):
+        await world.pass_second()
+        for number in range(20):
+            world.at_once(others[(20 * second + number) % len(others)])
+    assert world.decider.known_good.confirmed("x.example") is None
+
+
 async def test_the_answer_to_a_sender_who_waits_for_a_refresh(world: World) -> None:
     """An operator sees with `check` that a denial does not count yet."""
     world.clock.now += 30 * DAY
@@ -328,7 +439,10 @@ async def test_the_answer_to_a_sender_who_waits_for_a_refresh(world: World) -> N
     world.at_once()
     answer = await world.decider._questions["x.example"]
     assert answer == Answer(
-        Verdict.ALLOW, "platform says no for 0 s, which counts after 900 s", "known good", 301
+        Verdict.ALLOW,
+        "platform says no, 1 times in 0 s: counts from 5 times in 900 s on",
+        "known good",
+        301,
     )
 
 

@@ -58,10 +58,12 @@ class Denied:
         self._entries.clear()
 
 
-class _Denial(NamedTuple):
-    """Of a known-good domain, which does not count yet."""
+class Denials(NamedTuple):
+    """Of a known-good domain: those in a row, which do not count yet."""
 
-    since: float
+    first: float
+    last: float
+    number: int
     ask_again: float
 
 
@@ -74,7 +76,7 @@ class KnownGood:
         self._confirmed: OrderedDict[str, float] = OrderedDict()
         # What the last refresh came to if it was no confirmation. The first to be asked again is
         # the first to be found; the others, of which an outage makes many, do not stand before it.
-        self._denials: OrderedDict[str, _Denial] = OrderedDict()
+        self._denials: OrderedDict[str, Denials] = OrderedDict()
         self._pauses: dict[str, float] = {}
         self._moment = 0.0
         self.confirmed = self._confirmed.get
@@ -108,18 +110,30 @@ class KnownGood:
             return self._drop_oldest()
         return None
 
-    def deny(self, domain: str, now: float, ask_again: float) -> float:
-        """Remember that the platform denies a domain; return for how many seconds already."""
-        denial = self._denials.get(domain)
-        since = now if denial is None else denial.since
+    def deny(self, domain: str, now: float, ask_again: float, max_gap: float) -> Denials:
+        """Remember that the platform denies a domain; return its denials in a row.
+
+        One that comes more than `max_gap` seconds after the last begins a row of its own: nobody
+        knows what the platform would have said in between.
+        """
+        before = self._denials.get(domain)
         self._settle(domain)
-        self._denials[domain] = _Denial(since, ask_again)
-        return now - since
+        if before is None or now - before.last > max_gap:
+            denials = Denials(now, now, 1, ask_again)
+        else:
+            denials = Denials(before.first, now, before.number + 1, ask_again)
+        self._denials[domain] = denials
+        return denials
 
     def leave(self, domain: str, now: float) -> None:
         """Remember that the platform cannot say: whatever it said before, it did not repeat it."""
         self._settle(domain)
         self._pauses[domain] = now + RETRY_SECONDS
+
+    def settle_all(self) -> None:
+        """Forget what the platform said about domains that it did not confirm."""
+        self._denials.clear()
+        self._pauses.clear()
 
     def drop(self, domain: str) -> bool:
         """Forget a domain; return whether it was there."""
@@ -134,27 +148,25 @@ class KnownGood:
 
     def may_refresh(self, domain: str, now: float) -> bool:
         """Whether it is time to ask the platform about a domain again."""
-        denial = self._denials.get(domain)
-        ask_again = self._pauses.get(domain, 0.0) if denial is None else denial.ask_again
+        denials = self._denials.get(domain)
+        ask_again = self._pauses.get(domain, 0.0) if denials is None else denials.ask_again
         return now >= ask_again
 
-    def due(self, before: float, now: float) -> list[str]:
-        """Return domains to ask about though no mail comes for them.
-
-        Those that the platform denied, so that it can repeat it or take it back; and those that it
-        last confirmed earlier than `before`.
-        """
-        denied = [
+    def denied_due(self, now: float) -> list[str]:
+        """Return denied domains to ask about, so that the platform repeats it or takes it back."""
+        return [
             domain
-            for domain, denial in itertools.islice(self._denials.items(), DUE_LOOKED_AT)
-            if now >= denial.ask_again
+            for domain, denials in itertools.islice(self._denials.items(), DUE_LOOKED_AT)
+            if now >= denials.ask_again
         ]
-        old = [
+
+    def old_due(self, before: float, now: float) -> list[str]:
+        """Return domains to ask about that the platform last confirmed earlier than `before`."""
+        return [
             domain
             for domain, moment in itertools.islice(self._confirmed.items(), DUE_LOOKED_AT)
             if moment < before and self.may_refresh(domain, now)
         ]
-        return denied + old
 
     def _shared(self, moment: float) -> float:
         """Return the moment in whole seconds: one object for all domains confirmed within one.

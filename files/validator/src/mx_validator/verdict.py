@@ -24,6 +24,11 @@ from mx_validator.memory import Denied, KnownGood
 ANSWER_SECONDS = 8.0
 # A known-good domain is denied at least so many times before it counts.
 DENIALS_TO_COUNT = 5
+DENIED_AGAIN_SECONDS = 1.0  # at least, until it is asked about again
+# Two denials are in a row if there was no time for so many questions between them. In a longer gap
+# nobody knows what the platform would have said.
+GAP_QUESTIONS = 3
+GAP_QUESTION_SECONDS = 10.0  # at least for each of them: one may take 12, and waits for its turn
 # After this part of its time a known-good domain is asked about even if no mail comes for it.
 REFRESH_UNUSED_AFTER = 0.5
 EXPIRED_DROPPED_AT_ONCE = 20
@@ -137,6 +142,7 @@ class Decider:
         """
         self._questions.clear()
         self.denied.clear()
+        self.known_good.settle_all()
         self._fresh_since = self._clock()
 
     def forget(self, domain: str) -> bool:
@@ -197,7 +203,8 @@ class Decider:
                     break
                 self._keeper.drop(domain)
         unused = now - max(times.known_good * REFRESH_UNUSED_AFTER, times.allow_ttl)
-        for domain in self.known_good.due(unused, now):
+        self._refresh_denied(now)
+        for domain in self.known_good.old_due(unused, now):
             self._refresh(domain, now)
 
     def count(self, answer: Answer) -> Answer:
@@ -227,6 +234,10 @@ class Decider:
             and self._limits.permit_refresh(now)
         ):
             self._start(domain, Kind.REFRESH)
+
+    def _refresh_denied(self, now: float) -> None:
+        for domain in self.known_good.denied_due(now):
+            self._refresh(domain, now)
 
     def _start(self, domain: str, kind: Kind) -> asyncio.Task[Answer]:
         self._limits.under_way[kind] += 1
@@ -259,6 +270,9 @@ class Decider:
             answer = self._learn(domain, outcome, now)
         else:
             answer = Answer(Verdict.DEFER, "asked before things changed", "platform")
+        if kind is Kind.REFRESH:
+            # Now, or the next mail for any other known-good domain takes the place.
+            self._refresh_denied(now)
         # Refreshes that change nothing would be most of the log.
         routine = kind is Kind.REFRESH and outcome.verdict is not Verdict.DENY
         logger.log(
@@ -294,12 +308,15 @@ class Decider:
         """Remember a denial; return the answer if it does not count yet."""
         times = self.times
         confirmed = self.known_good.confirmed(domain)
-        if confirmed is not None and now - confirmed < times.known_good:
-            again = now + min(times.deny_ttl, times.deny_grace / DENIALS_TO_COUNT)
-            seconds = self.known_good.deny(domain, now, again)
-            if seconds < times.deny_grace:
-                reason = f"platform says no for {seconds:.0f} s, which counts after"
-                reason += f" {times.deny_grace:g} s"
+        if confirmed is not None and now - confirmed < times.known_good and times.deny_grace:
+            pause = min(times.deny_ttl, times.deny_grace / DENIALS_TO_COUNT)
+            again = now + max(pause, DENIED_AGAIN_SECONDS)
+            max_gap = GAP_QUESTIONS * max(pause, GAP_QUESTION_SECONDS)
+            denials = self.known_good.deny(domain, now, again, max_gap)
+            seconds = now - denials.first
+            if denials.number < DENIALS_TO_COUNT or seconds < times.deny_grace:
+                reason = f"platform says no, {denials.number} times in {seconds:.0f} s:"
+                reason += f" counts from {DENIALS_TO_COUNT} times in {times.deny_grace:g} s on"
                 return Answer(Verdict.ALLOW, reason, "known good", now - confirmed)
         if confirmed is not None:
             self.known_good.drop(domain)
