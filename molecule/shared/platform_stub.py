@@ -5,14 +5,18 @@
     curl -X PUT -d '{"mode": "allow"}' http://127.0.0.1:8081/answers/example.com
     curl -H 'Authorization: Bearer KEY' \
         'http://127.0.0.1:8080/api/v1/inbound-relay-domain-check?domain=example.com'
+    curl -H 'Authorization: Bearer KEY' -X POST http://127.0.0.1:8080/api/v1/sender.domains
 
 Control port, everything in JSON:
 
     GET, PUT, DELETE /answers/DOMAIN   what this domain gets: {"mode": "allow", "delay_ms": 50}
     GET, PUT /default                  what all other domains get, "deny" at first
+    GET, PUT /list                     what who asks for the list gets: "allow" is the domains that
+                                       have "allow" by name
     GET, PUT /listening                true or false: false closes the API port and its connections
-    GET, DELETE /requests              what the API port was asked, oldest first
+    GET, DELETE /requests              what the API port was asked about domains, oldest first
     GET /requests/count                how often it was asked
+    GET /list/requests                 the requests for the list
     POST /reset                        back to the beginning; whatever hangs is let go
 """
 
@@ -34,7 +38,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from http import HTTPStatus
@@ -43,6 +47,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 CHECK_PATH = "/api/v1/inbound-relay-domain-check"
+LIST_PATH = "/api/v1/sender.domains"
 REDIRECT_PATH = "/redirected"
 REQUESTS_KEPT = 100_000  # a flood of questions must not fill the memory; the count goes on
 LISTEN_BACKLOG = 1024
@@ -111,6 +116,8 @@ class State:
     def _clear(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.default = Answer("deny")
+        self.list_answer = Answer("allow")
+        self.list_requests: list[Request] = []
         self.forget_requests()
 
     def forget_requests(self) -> None:
@@ -125,6 +132,13 @@ class State:
     def answer(self, domain: str | None) -> tuple[Answer, threading.Event]:
         """The answer for a domain, and the event that ends its waiting."""
         return self.answers.get(domain or "", self.default), self._released
+
+    def listed(self, request: Request) -> tuple[Answer, threading.Event, list[str]]:
+        """The answer for the list, the event that ends its waiting, and the domains on it."""
+        with self._lock:
+            self.list_requests.append(request)
+        domains = [domain for domain, answer in [*self.answers.items()] if answer.mode == "allow"]
+        return self.list_answer, self._released, domains
 
     def reset(self) -> None:
         with self._lock:
@@ -216,21 +230,41 @@ class ApiHandler(Handler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
+        request = self._request()
+        answer, released = self._state.answer(request.domain)
+        self._state.record(request)
+        success = {"Success": True, "RelayDomain": request.domain}
+        self._answer(request, CHECK_PATH, answer, success, released)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = self._request()
+        answer, released, domains = self._state.listed(request)
+        success = {"Success": True, "Domains": domains}
+        self._answer(request, LIST_PATH, answer, success, released)
+
+    def _request(self) -> Request:
         url = urlsplit(self.path)
         domain = parse_qs(url.query, keep_blank_values=True).get("domain", [None])[0]
         authorized = self.headers.get("Authorization") == self._authorization
-        request = Request(time.time(), url.path, url.query, domain, authorized, list(self.headers))
-        answer, released = self._state.answer(domain)
-        self._state.record(request)
-        if url.path != CHECK_PATH:
+        return Request(time.time(), url.path, url.query, domain, authorized, list(self.headers))
+
+    def _answer(
+        self,
+        request: Request,
+        path: str,
+        answer: Answer,
+        success: Mapping[str, object],
+        released: threading.Event,
+    ) -> None:
+        if request.path != path:
             self.reply(*FIXED["not_found"])
-        elif not authorized:
+        elif not request.authorized:
             self.reply(*FIXED["forbidden"])
         elif self._wait(answer.delay_ms / 1000, released):
-            self._answer(answer, domain, released)
+            self._give(answer, (200, JSON, json.dumps(success)), released)
 
-    def _answer(self, answer: Answer, domain: str | None, released: threading.Event) -> None:
-        allow = (200, JSON, json.dumps({"Success": True, "RelayDomain": domain}))
+    def _give(self, answer: Answer, allow: tuple[int, str, str], released: threading.Event) -> None:
         if answer.mode in FIXED:
             self.reply(*FIXED[answer.mode])
         elif answer.mode == "allow":
@@ -309,6 +343,9 @@ class ControlHandler(Handler):
         actions: dict[tuple[str, str], Callable[[], object]] = {
             ("GET", "/default"): lambda: asdict(state.default),
             ("PUT", "/default"): lambda: setattr(state, "default", Answer(**value)),
+            ("GET", "/list"): lambda: asdict(state.list_answer),
+            ("PUT", "/list"): lambda: setattr(state, "list_answer", Answer(**value)),
+            ("GET", "/list/requests"): lambda: [asdict(each) for each in state.list_requests],
             ("GET", "/listening"): lambda: self._stub.listening,
             ("PUT", "/listening"): partial(self._stub.listen, value),
             ("GET", "/requests"): lambda: [asdict(request) for request in list(state.requests)],
@@ -406,6 +443,13 @@ class StubClient:
 
     def default(self, mode: str, **options: int) -> None:
         self._call("PUT", "/default", {"mode": mode, **options})
+
+    def answer_list(self, mode: str, **options: int) -> None:
+        """Let who asks for the list of domains get `mode`."""
+        self._call("PUT", "/list", {"mode": mode, **options})
+
+    def list_requests(self) -> Any:
+        return self._call("GET", "/list/requests")
 
     def listen(self, wanted: bool) -> None:
         self._call("PUT", "/listening", wanted)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import socket
 import subprocess
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,7 +125,8 @@ def test_end_waits_for_the_answer_under_way(
         assert idle.recv(1) == b""
         with daemon.connect() as late:
             stub.client.reset()
-            assert read_reply(busy) == RETRY
+            # The question may be asked again, if it was not the first on its connection.
+            assert read_reply(busy) in {RETRY, DUNNO}
             assert busy.recv(1) == b""
             with pytest.raises(ConnectionResetError):
                 late.recv(1)
@@ -284,6 +287,81 @@ def test_known_good_outlives_the_process(
     assert "INFO 1 known-good domains loaded" in daemon.log
     assert daemon.ask("joe@yes.example") == OK
     assert daemon.ask("joe@no.example") == RETRY
+
+
+FIRST_MAILS = 600  # for as many domains of the platform
+CLIENTS = 8  # smtpd processes that ask at the same time
+
+
+def first_mails(daemon: Daemon, *suffixes: str) -> Counter[bytes]:
+    """Ask about as many domains as fast as the answers come; with each suffix in turn."""
+    numbers = itertools.count()
+    replies: Counter[bytes] = Counter()
+
+    def ask() -> None:
+        with daemon.connect() as connection:
+            while (number := next(numbers)) < FIRST_MAILS:
+                for suffix in suffixes:
+                    connection.sendall(request_for(f"joe@{number}.{suffix}"))
+                    reply = read_reply(connection)
+                    replies[reply if suffix == suffixes[0] else b"made up"] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return replies
+
+
+def platform_of(stub: Stub, list_mode: str) -> None:
+    """A platform with all these domains, which takes 50 ms for each answer."""
+    for number in range(FIRST_MAILS):
+        stub.client.answer(f"{number}.ours.example", "allow", delay_ms=50)
+    stub.client.default("deny", delay_ms=50)
+    stub.client.answer_list(list_mode)
+
+
+@pytest.mark.parametrize("list_mode", ["allow", "not_found", "hang"])
+def test_a_daemon_that_begins_defers_no_domain_of_the_platform(
+    list_mode: str, daemon: Daemon, stub: Stub
+) -> None:
+    platform_of(stub, list_mode)
+    daemon.configure(rate_per_second=20, burst=200)  # the role's defaults
+    daemon.start()
+    assert first_mails(daemon, "ours.example") == {OK: FIRST_MAILS}
+    assert len(stub.client.list_requests()) == 1
+    assert stub.client.count() == FIRST_MAILS
+
+
+def test_domains_on_the_list_are_let_in_through_a_flood(daemon: Daemon, stub: Stub) -> None:
+    platform_of(stub, "allow")
+    daemon.configure(rate_per_second=1, burst=1)
+    daemon.start()
+    eventually(lambda: "INFO 600 domains on the platform's list" in daemon.log)
+    replies = first_mails(daemon, "ours.example", "made-up.example", "made-up.example")
+    assert replies == {OK: FIRST_MAILS, b"made up": 2 * FIRST_MAILS}
+
+
+def test_the_list_is_asked_for_while_nothing_is_known(daemon: Daemon, stub: Stub) -> None:
+    stub.client.answer("yes.example", "allow")
+    stub.client.answer_list("forbidden")
+    daemon.start()
+    reason = "no list of the platform's domains (API key refused (403)): goes on without"
+    eventually(lambda: f"INFO {reason}" in daemon.log)
+    assert daemon.ask("joe@no.example") == DUNNO
+    assert daemon.run("status").returncode == 0
+    stub.client.answer_list("allow")
+    reload(daemon, "INFO reloaded")
+    eventually(lambda: "INFO 1 domains on the platform's list" in daemon.log)
+    assert stub.client.count() == 1  # what is on the list waits for its first mail
+    assert daemon.ask("joe@yes.example") == OK
+    reload(daemon, "INFO reloaded")
+    eventually(lambda: "yes.example" in daemon.run("domains").stdout)
+    daemon.stop()
+    daemon.start()
+    assert daemon.ask("joe@no.example") == DUNNO
+    assert len(stub.client.list_requests()) == 2
 
 
 def test_who_connects_while_it_loads_waits(daemon: Daemon) -> None:

@@ -34,6 +34,16 @@ def test_bucket_can_be_changed() -> None:
     assert bucket.take(0.2)
 
 
+def test_bucket_takes_back_what_was_taken_and_never_holds_more_than_its_burst() -> None:
+    bucket = TokenBucket(1, 2, 0)
+    assert [bucket.take(0) for _ in range(3)] == [True, True, False]
+    bucket.give_back()
+    assert [bucket.take(0) for _ in range(2)] == [True, False]
+    for _ in range(5):
+        bucket.give_back()
+    assert [bucket.take(0) for _ in range(3)] == [True, True, False]
+
+
 @given(
     st.integers(1, 100),
     st.integers(1, 100),
@@ -151,15 +161,39 @@ def full(now: float = 0) -> Limits:
 
 def test_what_is_refused_costs_no_token() -> None:
     bounds = full()
-    bounds.under_way[Kind.UNKNOWN] = limits.UNKNOWN_QUESTIONS
-    assert bounds.refuse_unknown(0)
+    bounds.under_way[Kind.UNKNOWN] = limits.QUESTIONS[Kind.UNKNOWN]
+    assert bounds.refuse_first(Kind.UNKNOWN, 0)
     bounds.under_way[Kind.UNKNOWN] -= 1
     for _ in range(FAILURES_TO_OPEN):
         bounds.breaker.failed("away", False, 0)
-    assert bounds.refuse_unknown(0)
+    assert bounds.refuse_first(Kind.UNKNOWN, 0)
     bounds.breaker.reset("/etc/key")
-    assert bounds.refuse_unknown(0) is None
-    assert bounds.refuse_unknown(0)
+    assert bounds.refuse_first(Kind.UNKNOWN, 0) is None
+    assert bounds.refuse_first(Kind.UNKNOWN, 0)
+
+
+def test_what_the_platform_confirms_costs_no_token() -> None:
+    bounds = full()
+    for _ in range(5):
+        assert bounds.refuse_first(Kind.UNKNOWN, 0) is None
+        bounds.confirmed(Kind.UNKNOWN)
+    assert bounds.refuse_first(Kind.UNKNOWN, 0) is None
+    bounds.confirmed(Kind.LISTED)  # it took none
+    bounds.confirmed(Kind.REFRESH)
+    assert bounds.refuse_first(Kind.UNKNOWN, 0)
+
+
+def test_domains_on_the_list_need_no_token_but_have_the_other_bounds() -> None:
+    bounds = full()
+    bounds.bucket = TokenBucket(1, 0, 0)
+    bounds.under_way[Kind.UNKNOWN] = limits.QUESTIONS[Kind.UNKNOWN]
+    assert bounds.refuse_first(Kind.LISTED, 0) is None
+    bounds.under_way[Kind.LISTED] = limits.QUESTIONS[Kind.LISTED]
+    assert bounds.refuse_first(Kind.LISTED, 0)
+    bounds.under_way[Kind.LISTED] = 0
+    for _ in range(FAILURES_TO_OPEN):
+        bounds.breaker.failed("away", False, 0)
+    assert bounds.refuse_first(Kind.LISTED, 0)
 
 
 def test_what_finds_no_token_is_no_probe() -> None:
@@ -167,14 +201,14 @@ def test_what_finds_no_token_is_no_probe() -> None:
     for _ in range(FAILURES_TO_OPEN):
         bounds.breaker.failed("away", False, 0)
     bounds.bucket = TokenBucket(1, 0, 0)
-    assert bounds.refuse_unknown(PROBE_SECONDS)
+    assert bounds.refuse_first(Kind.UNKNOWN, PROBE_SECONDS)
     bounds.bucket = TokenBucket(1, 1, 0)
-    assert bounds.refuse_unknown(PROBE_SECONDS) is None
+    assert bounds.refuse_first(Kind.UNKNOWN, PROBE_SECONDS) is None
 
 
 def test_refreshes_are_bounded() -> None:
     bounds = full()
-    bounds.under_way[Kind.REFRESH] = limits.REFRESH_QUESTIONS - 1
+    bounds.under_way[Kind.REFRESH] = limits.QUESTIONS[Kind.REFRESH] - 1
     assert bounds.permit_refresh(0)
     bounds.under_way[Kind.REFRESH] += 1
     assert not bounds.permit_refresh(0)
@@ -186,17 +220,17 @@ def test_a_silent_platform_gets_one_refresh_at_a_time() -> None:
         bounds.breaker.failed("away", False, 0)
     assert bounds.permit_refresh(PROBE_SECONDS)
     assert not bounds.permit_refresh(PROBE_SECONDS)
-    assert bounds.refuse_unknown(PROBE_SECONDS) is None
+    assert bounds.refuse_first(Kind.UNKNOWN, PROBE_SECONDS) is None
     assert bounds.permit_refresh(2 * PROBE_SECONDS)
 
 
 def test_refusals_are_reported_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     bounds = full(100)
-    bounds.refuse_unknown(100)
+    bounds.refuse_first(Kind.UNKNOWN, 100)
     for _ in range(1000):
-        bounds.refuse_unknown(100)
+        bounds.refuse_first(Kind.UNKNOWN, 100)
     bounds.bucket = TokenBucket(1, 0, 100 + REPORT_SECONDS)
-    bounds.refuse_unknown(100 + REPORT_SECONDS)
+    bounds.refuse_first(Kind.UNKNOWN, 100 + REPORT_SECONDS)
     text = "unknown domains are deferred to spare the platform, {} since the last such line"
     assert [record.getMessage() for record in caplog.records] == [
         f"{text.format(1)} (over 1 unknown domains a second)",

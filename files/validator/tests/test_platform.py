@@ -18,6 +18,7 @@ from urllib3.exceptions import ClosedPoolError
 
 from conftest import API_KEY, PATIENCE, Stub, eventually_async
 from mx_validator import platform
+from mx_validator.answers import MAX_LISTED_DOMAINS, judge, read_list
 from mx_validator.limits import Kind
 from mx_validator.platform import (
     MAX_BODY_BYTES,
@@ -25,7 +26,6 @@ from mx_validator.platform import (
     THREADS,
     PlatformClient,
     Target,
-    judge,
 )
 from mx_validator.verdict import Outcome, OutcomeKind, Verdict
 
@@ -146,6 +146,67 @@ async def test_every_kind_of_answer(mode: str, stub: Stub, client: Client) -> No
     assert request["authorized"]
 
 
+LISTS = [
+    (b'{"Success":true,"Domains":["A.example","b.EXAMPLE.","m\\u00fcller.example"]}', 3),
+    (b'{"Success":true,"Domains":{"0":"a.example","2":"b.example"}}', 2),
+    (b'{"Success":true,"Domains":[]}', 0),
+    (b'{"Success":true,"Domains":["a.example","",null,7,["b.example"],"[::1]","x","a b.c"]}', 1),
+]
+
+
+@pytest.mark.parametrize(("body", "number"), LISTS)
+def test_lists(body: bytes, number: int) -> None:
+    domains = read_list(200, body)
+    assert isinstance(domains, frozenset)
+    assert len(domains) == number
+    assert domains <= {"a.example", "b.example", "xn--mller-kva.example"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"[]", b"null", b"<html>", b"{", b"[" * 100_000, b"\xff\xfe", b"{}"),
+        b'{"Success":true}',
+        b'{"Success":true,"Domains":"a.example"}',
+        b'{"Success":false,"Domains":["a.example"]}',
+        b'{"Success":1,"Domains":["a.example"]}',
+    ],
+)
+def test_no_lists(body: bytes) -> None:
+    assert read_list(200, body) == deferred("platform answered 200 without a list", "no_verdict")
+
+
+def test_a_list_is_cut_at_its_bound() -> None:
+    names = ",".join(f'"{number}.example"' for number in range(MAX_LISTED_DOMAINS + 1))
+    domains = read_list(200, f'{{"Success":true,"Domains":[{names}]}}'.encode())
+    assert len(domains) == MAX_LISTED_DOMAINS
+
+
+async def test_the_list(stub: Stub, client: Client) -> None:
+    stub.client.answer("yes.example", "allow")
+    stub.client.answer("away.example", "bad_gateway")
+    assert await client(stub.url).list_domains() == frozenset({"yes.example"})
+    [request] = stub.client.list_requests()
+    assert (request["path"], request["authorized"]) == ("/api/v1/sender.domains", True)
+    assert stub.client.count() == 0
+
+
+@pytest.mark.parametrize("mode", sorted(MODES.keys() - {"allow"}))
+async def test_every_kind_of_no_list(mode: str, stub: Stub, client: Client) -> None:
+    stub.client.answer_list(mode)
+    result = await client(stub.url).list_domains()
+    assert isinstance(result, Outcome)
+    assert result.verdict is Verdict.DEFER
+    [_] = stub.client.list_requests()  # it does not follow a redirect, and does not ask again
+
+
+@pytest.mark.parametrize("mode", ["hang", "drip_header", "drip_body"])
+async def test_a_list_that_does_not_come_in_time(mode: str, stub: Stub, client: Client) -> None:
+    stub.client.answer_list(mode)
+    result = await client(stub.url).list_domains(SHORT)
+    assert result == deferred("no answer within 0.5 s", "timeout")
+
+
 @pytest.mark.parametrize("mode", ["hang", "drip_header", "drip_body"])
 async def test_no_answer_in_time_frees_the_thread_and_the_connection(
     mode: str, stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
@@ -167,7 +228,7 @@ async def test_question_that_waited_too_long_for_a_thread(
     fetch = PlatformClient._fetch
 
     def spy(asker: PlatformClient, *arguments: Any) -> Outcome:
-        started.append(arguments[-1])
+        started.append(arguments[-1].arguments["params"]["domain"])
         return fetch(asker, *arguments)
 
     monkeypatch.setattr(PlatformClient, "_fetch", spy)

@@ -517,13 +517,46 @@ async def test_unknown_domains_are_asked_about_at_a_bounded_rate(world: World) -
     assert given_as(world.at_once("0.example"), "memory", 0.5)
 
 
+async def test_domains_of_the_platform_do_not_use_the_rate_up(world: World) -> None:
+    world.limits.bucket = TokenBucket(2, 3, world.clock())
+    for number in range(100):
+        assert await world.ask(f"{number}.example") == ALLOW
+    world.platform.outcome = NO
+    answers = [await world.ask(f"made-up-{number}.example") for number in range(4)]
+    assert [answer.source for answer in answers] == ["platform"] * 3 + ["limit"]
+
+
+async def test_made_up_domains_leave_those_on_the_list_their_first_question(world: World) -> None:
+    world.limits.bucket = TokenBucket(2, 0, world.clock())
+    world.decider.listed = {"x.example", "y.example"}
+    assert world.at_once("made-up.example").source == "limit"
+    assert await world.ask() == ALLOW
+    assert world.platform.asked == [("x.example", Kind.LISTED)]
+    world.platform.outcome = AWAY
+    assert await world.ask("y.example") == DEFER
+    world.platform.outcome = NO
+    assert await world.ask("y.example") == DENY  # the list is no verdict
+    world.clock.now += 60
+    world.limits.bucket = TokenBucket(2, 0, world.clock())
+    assert world.at_once("y.example").source == "limit"
+    assert world.decider.listed == set()
+
+
+async def test_a_list_is_of_one_platform(world: World) -> None:
+    world.decider.listed = {"x.example", "y.example"}
+    world.decider.forget("y.example")
+    assert world.decider.listed == {"x.example"}
+    world.decider.change_platform()
+    assert world.decider.listed == set()
+
+
 async def test_questions_under_way_are_bounded(world: World) -> None:
     world.platform.free.clear()
     waiting = [
         asyncio.create_task(world.ask(f"{number}.example"))
-        for number in range(limits.UNKNOWN_QUESTIONS)
+        for number in range(limits.QUESTIONS[Kind.UNKNOWN])
     ]
-    await eventually_async(lambda: len(world.platform.asked) == limits.UNKNOWN_QUESTIONS)
+    await eventually_async(lambda: len(world.platform.asked) == limits.QUESTIONS[Kind.UNKNOWN])
     refused = Answer(Verdict.DEFER, "64 questions to the platform under way", "limit")
     assert world.at_once("one-more.example") == refused
     joining = asyncio.create_task(world.ask("0.example"))
@@ -539,11 +572,11 @@ async def test_refreshes_are_bounded_and_have_nothing_to_do_with_unknown_domains
         await world.known_good(0, f"{number}.example")
     world.clock.now += 301
     world.platform.free.clear()
-    world.limits.under_way[Kind.UNKNOWN] = limits.UNKNOWN_QUESTIONS
+    world.limits.under_way[Kind.UNKNOWN] = limits.QUESTIONS[Kind.UNKNOWN]
     world.limits.bucket = TokenBucket(1, 0, world.clock())
     for number in range(10):
         assert given_as(world.at_once(f"{number}.example"), "known good", 301)
-    await eventually_async(lambda: len(world.platform.asked) == limits.REFRESH_QUESTIONS)
+    await eventually_async(lambda: len(world.platform.asked) == limits.QUESTIONS[Kind.REFRESH])
     assert {kind for _, kind in world.platform.asked} == {Kind.REFRESH}
     world.platform.free.set()
 

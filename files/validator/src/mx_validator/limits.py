@@ -11,10 +11,6 @@ from dataclasses import dataclass
 
 FAILURES_TO_OPEN = 5  # questions in a row without a verdict
 PROBE_SECONDS = 5.0  # between two questions of a kind while the breaker is open
-# Questions about unknown domains at a time, those that wait for a thread included. Behind so many
-# a question would hardly get its answer in time.
-UNKNOWN_QUESTIONS = 64
-REFRESH_QUESTIONS = 4  # questions about known-good domains at a time
 REPORT_SECONDS = 60.0  # at most one line about deferred domains in this time
 
 logger = logging.getLogger(__name__)
@@ -24,7 +20,14 @@ class Kind(enum.Enum):
     """Why the platform is asked: each kind has bounds of its own and cannot use up the other's."""
 
     UNKNOWN = "unknown"  # a sender waits for the answer
+    LISTED = "listed"  # a sender waits, and the platform's list has the domain
     REFRESH = "refresh"  # nobody waits: the domain is known good
+
+
+# Questions at a time, those that wait for a thread included. Behind so many that somebody waits for
+# a question would hardly get its answer in time from a slow platform, and each keeps one of
+# Postfix's processes, of which most are to be left for known-good domains.
+QUESTIONS = {Kind.UNKNOWN: 64, Kind.LISTED: 64, Kind.REFRESH: 4}
 
 
 class TokenBucket:
@@ -49,6 +52,10 @@ class TokenBucket:
             return False
         self._tokens -= 1
         return True
+
+    def give_back(self) -> None:
+        """Give back a token that was taken."""
+        self._tokens = min(self._burst, self._tokens + 1)
 
 
 @dataclass
@@ -137,20 +144,28 @@ class Limits:
         self._refused = 0
         self._reported: float | None = None
 
-    def refuse_unknown(self, now: float) -> str | None:
-        """Return why an unknown domain must not be asked about now; None counts it as asked."""
-        if not self.breaker.permits(Kind.UNKNOWN, now):
+    def refuse_first(self, kind: Kind, now: float) -> str | None:
+        """Return why a domain must not be asked about the first time now; None: it is asked about.
+
+        A domain on the platform's list does not count: made-up ones leave it its question.
+        """
+        if not self.breaker.permits(kind, now):
             return f"platform gives no verdict: {self.breaker.health.trouble}"
-        if self.under_way[Kind.UNKNOWN] >= UNKNOWN_QUESTIONS:
-            return self._report(f"{UNKNOWN_QUESTIONS} questions to the platform under way", now)
-        if not self.bucket.take(now):
+        if self.under_way[kind] >= QUESTIONS[kind]:
+            return self._report(f"{QUESTIONS[kind]} questions to the platform under way", now)
+        if kind is Kind.UNKNOWN and not self.bucket.take(now):
             return self._report(f"over {self.bucket.rate:g} unknown domains a second", now)
-        self.breaker.begin(Kind.UNKNOWN, now)
+        self.breaker.begin(kind, now)
         return None
+
+    def confirmed(self, kind: Kind) -> None:
+        """Count a domain that turned out to be the platform's: only others use the rate up."""
+        if kind is Kind.UNKNOWN:
+            self.bucket.give_back()
 
     def permit_refresh(self, now: float) -> bool:
         """Whether a known-good domain may be asked about now; if so, count it as asked."""
-        if self.under_way[Kind.REFRESH] >= REFRESH_QUESTIONS:
+        if self.under_way[Kind.REFRESH] >= QUESTIONS[Kind.REFRESH]:
             return False
         if not self.breaker.permits(Kind.REFRESH, now):
             return False

@@ -1,5 +1,7 @@
 """Asks the platform who owns a domain: `GET /api/v1/inbound-relay-domain-check?domain=DOMAIN`.
 
+And for the list of all its domains: `POST /api/v1/sender.domains`.
+
 `requests` blocks and knows no deadline for a whole answer: its timeouts begin anew with every byte.
 So it runs in a few threads, and when a question's time is up, its socket is shut down from outside.
 """
@@ -10,37 +12,41 @@ import asyncio
 import contextlib
 import http.client
 import http.cookiejar
-import json
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from mx_validator.answers import judge, read_list
 from mx_validator.limits import Kind
 from mx_validator.verdict import Outcome, Verdict
 
 CHECK_PATH = "api/v1/inbound-relay-domain-check"
+LIST_PATH = "api/v1/sender.domains"
 # Questions at a time. Memory answers nearly all, and the platform is to be spared. Each kind has
 # threads of its own: unknown domains in any number cannot keep what is known good from a refresh.
-THREADS = {Kind.UNKNOWN: 8, Kind.REFRESH: 4}
+THREADS = {Kind.UNKNOWN: 8, Kind.LISTED: 8, Kind.REFRESH: 4}
 CONNECTIONS = sum(THREADS.values())
 # Between the starts of two questions: each costs the interpreter a millisecond or two, and many at
-# once would keep it from answering about known-good domains.
+# once would keep it from answering about known-good domains. A hundred a second are more than there
+# are first mails for domains of the platform; made-up ones are held back long before.
 START_EVERY_SECONDS = 0.01
 # From the question to its end, waiting for a thread included. Longer than Postfix is kept waiting:
 # a verdict that comes too late for one sender is in memory for the next.
 QUESTION_SECONDS = 12.0
 CONNECT_SECONDS = 3.0  # for each address of the platform's host
-STATUSES_WITH_VERDICT = frozenset({200, 500})  # of others the body is not even read
 MAX_BODY_BYTES = 65536  # a verdict has 100; what is larger is no verdict
+LIST_SECONDS = 30.0  # nobody waits for the list
+MAX_LIST_BYTES = 4 * 1024 * 1024
 # An idle connection shows that it is alive, to firewalls that forget silent ones, and to us: on a
 # dead one the next question would only run out of time.
 KEEPALIVE = [
@@ -49,32 +55,6 @@ KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),  # seconds between two
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),  # probes without an answer are the end
 ]
-
-
-def judge(status: int, body: bytes) -> Outcome:
-    """Return what an HTTP answer of the platform means. Only two shapes are a verdict."""
-    if status == 200:
-        if _says_success(body):
-            return Outcome(Verdict.ALLOW, "platform says yes", "allow")
-        return Outcome(Verdict.DEFER, "platform answered 200 without Success: true", "no_verdict")
-    if status == 500:
-        # Precisely this is the platform's "not mine"; every other 500 is an accident of its own.
-        if body.strip(b" \t\r\n") == b"{}":
-            return Outcome(Verdict.DENY, "platform says no", "deny")
-        return Outcome(
-            Verdict.DEFER, "platform answered 500 with something else than {}", "no_verdict"
-        )
-    if status in {401, 403}:
-        return Outcome(Verdict.DEFER, f"API key refused ({status})", "key_refused")
-    return Outcome(Verdict.DEFER, f"platform answered {status}", "http_error")
-
-
-def _says_success(body: bytes) -> bool:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and value.get("Success") is True
 
 
 class _Call:
@@ -172,6 +152,22 @@ class _Session(requests.Session):
         return None
 
 
+_Meaning = TypeVar("_Meaning")
+
+
+@dataclass(frozen=True)
+class _Question(Generic[_Meaning]):
+    """What to ask, and what to make of the answer."""
+
+    method: str
+    path: str
+    arguments: dict[str, Any]  # more of those of requests.request()
+    statuses: frozenset[int]  # that have a meaning: of others the body is not even read
+    max_bytes: int
+    meaning: Callable[[int, bytes], _Meaning]  # of a status and a body
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Target:
     """Whom to ask, and with what."""
@@ -211,6 +207,32 @@ class PlatformClient:
 
     async def ask(self, domain: str, kind: Kind) -> Outcome:
         """Return the platform's verdict on a normalised domain; DEFER if it gives none in time."""
+        question = _Question(
+            "GET",
+            CHECK_PATH,
+            {"params": {"domain": domain}},
+            frozenset({200, 500}),
+            MAX_BODY_BYTES,
+            judge,
+            self._question_seconds,
+        )
+        return await self._put(question, kind)
+
+    async def list_domains(self, seconds: float = LIST_SECONDS) -> frozenset[str] | Outcome:
+        """Return the domains that the platform lists, or why there is no list."""
+        question = _Question(
+            "POST",
+            LIST_PATH,
+            {"json": {"DomainsResponseFormat": "json"}},
+            frozenset({200}),
+            MAX_LIST_BYTES,
+            read_list,
+            seconds,
+        )
+        return await self._put(question, Kind.LISTED)
+
+    async def _put(self, question: _Question[_Meaning], kind: Kind) -> _Meaning | Outcome:
+        """Return what the answer means, or why there is none in time."""
         call = _Call()
         self._calls.add(call)
         try:
@@ -219,26 +241,27 @@ class PlatformClient:
             start = max(self._next_start, now)
             self._next_start = start + START_EVERY_SECONDS
             await asyncio.sleep(start - now)
-            url = self._target.url + CHECK_PATH
-            question = loop.run_in_executor(
-                self._threads[kind], self._fetch, call, self._session, url, domain
+            answer = loop.run_in_executor(
+                self._threads[kind], self._fetch, call, self._session, self._target.url, question
             )
-            ends = now + self._question_seconds
-            done, _ = await asyncio.wait({question}, timeout=ends - loop.time())
+            ends = now + question.seconds
+            done, _ = await asyncio.wait({answer}, timeout=ends - loop.time())
             if done:
-                return question.result()
-            question.cancel()
-            reason = f"no answer within {self._question_seconds:g} s"
+                return answer.result()
+            answer.cancel()
+            reason = f"no answer within {question.seconds:g} s"
             return Outcome(Verdict.DEFER, reason, "timeout")
         finally:
             call.end()
             self._calls.discard(call)
 
-    def _fetch(self, call: _Call, session: requests.Session, url: str, domain: str) -> Outcome:
+    def _fetch(
+        self, call: _Call, session: requests.Session, url: str, question: _Question[_Meaning]
+    ) -> _Meaning | Outcome:
         """Runs in one of the threads."""
         _current.call = call
         try:
-            return self._get(call, session, url, domain)
+            return self._send(call, session, url, question)
         except requests.exceptions.SSLError as error:
             return Outcome(Verdict.DEFER, f"TLS to the platform failed: {_cause(error)}", "tls")
         except (
@@ -252,39 +275,44 @@ class PlatformClient:
         finally:
             call.let_go()
 
-    def _get(self, call: _Call, session: requests.Session, url: str, domain: str) -> Outcome:
+    def _send(
+        self, call: _Call, session: requests.Session, url: str, question: _Question[_Meaning]
+    ) -> _Meaning | Outcome:
         # The platform may have closed idle connections that wait here for their next use. Each try
         # takes one of them away, so that the last one is sure to be on a new connection.
         for _ in range(CONNECTIONS):
             call.on_new_connection = False
             try:
-                return self._get_once(session, url, domain)
+                return self._send_once(session, url, question)
             except requests.ConnectionError as error:
                 if call.ended or call.on_new_connection or not _broke_unanswered(error):
                     raise
-        return self._get_once(session, url, domain)
+        return self._send_once(session, url, question)
 
-    def _get_once(self, session: requests.Session, url: str, domain: str) -> Outcome:
-        with session.get(
-            url,
-            params={"domain": domain},
+    def _send_once(
+        self, session: requests.Session, url: str, question: _Question[_Meaning]
+    ) -> _Meaning | Outcome:
+        with session.request(
+            question.method,
+            url + question.path,
             # Only for when nobody ends the question: that comes first, and covers all of it.
-            timeout=(CONNECT_SECONDS, self._question_seconds + 1),
+            timeout=(CONNECT_SECONDS, question.seconds + 1),
             allow_redirects=False,
             stream=True,
+            **question.arguments,
         ) as response:
             status = response.status_code
-            if status not in STATUSES_WITH_VERDICT:
-                return judge(status, b"")
-            body = response.raw.read(MAX_BODY_BYTES + 1, decode_content=False)
-            if len(body) > MAX_BODY_BYTES:
-                reason = f"platform answered {status} with over {MAX_BODY_BYTES} bytes"
+            if status not in question.statuses:
+                return question.meaning(status, b"")
+            body = response.raw.read(question.max_bytes + 1, decode_content=False)
+            if len(body) > question.max_bytes:
+                reason = f"platform answered {status} with over {question.max_bytes} bytes"
                 return Outcome(Verdict.DEFER, reason, "no_verdict")
             # urllib3 1.26 takes a body that was cut short for a whole one.
             if response.headers.get("Content-Length", str(len(body))) != str(len(body)):
                 reason = f"platform answered {status}, but was cut short"
                 return Outcome(Verdict.DEFER, reason, "no_verdict")
-            return judge(status, body)
+            return question.meaning(status, body)
 
 
 def _session(target: Target) -> requests.Session:

@@ -100,6 +100,7 @@ class _Service:
             lambda: self._watchdog.lag_seconds,
         )
         self._metrics_server = contextlib.ExitStack()
+        self._list: asyncio.Task[None] | None = None
         self.server = Server(Responder(self._decider, self._observer.look, self._room).respond)
 
     async def start(self) -> None:
@@ -114,6 +115,7 @@ class _Service:
         self._watchdog = Watchdog(self._beat)
         self._metrics.add(self._observer)
         self._serve_metrics()
+        self._begin_list()
 
     def stop(self) -> None:
         """End what `start` began, and write what is left to write."""
@@ -144,7 +146,27 @@ class _Service:
         if _metrics_place(config) != _metrics_place(old_config):
             self._metrics_server.close()
             self._serve_metrics()
+        self._begin_list()
         logger.info("reloaded, asking %s", config.url)
+
+    def _begin_list(self) -> None:
+        """Ask for the platform's list if nothing is known yet: then first mails come in numbers."""
+        if self._list is not None:
+            self._list.cancel()  # it may be of another platform
+        if len(self._decider.known_good) == 0:
+            self._list = asyncio.create_task(self._take_list())
+
+    async def _take_list(self) -> None:
+        try:
+            domains = await self._client.list_domains()
+        except Exception:
+            logger.exception("asking for the platform's list of domains failed unexpectedly")
+            return
+        if isinstance(domains, Outcome):
+            logger.info("no list of the platform's domains (%s): goes on without", domains.reason)
+            return
+        self._decider.listed.update(domains)
+        logger.info("%d domains on the platform's list: each is asked about once", len(domains))
 
     def _serve_metrics(self) -> None:
         place = _metrics_place(self.config)

@@ -117,6 +117,8 @@ class Decider:
         self.known_good = KnownGood()
         self._confirmed = self.known_good.confirmed
         self.denied = Denied()
+        # On the platform's own list, and not asked about yet. That is no verdict.
+        self.listed: set[str] = set()
         self.answers: Counter[tuple[str, Source]] = Counter()
         self._ask = ask
         self._limits = limits
@@ -142,12 +144,14 @@ class Decider:
         """
         self._questions.clear()
         self.denied.clear()
+        self.listed.clear()
         self.known_good.settle_all()
         self._fresh_since = self._clock()
 
     def forget(self, domain: str) -> bool:
         """Forget a domain and what is on its way about it; return whether anything was known."""
         self._questions.pop(domain, None)
+        self.listed.discard(domain)
         self._keeper.drop(domain)
         return self.known_good.drop(domain) | self.denied.drop(domain)
 
@@ -178,9 +182,10 @@ class Decider:
         if answer is None:
             question = self._questions.get(domain)
             if question is None:
-                refusal = self._limits.refuse_unknown(now)
+                kind = Kind.LISTED if domain in self.listed else Kind.UNKNOWN
+                refusal = self._limits.refuse_first(kind, now)
                 if refusal is None:
-                    return self._wait_for(self._start(domain, Kind.UNKNOWN), domain)
+                    return self._wait_for(self._start(domain, kind), domain)
                 answer = Answer(Verdict.DEFER, refusal, "limit")
             else:
                 return self._wait_for(question, domain)
@@ -265,6 +270,8 @@ class Decider:
         finally:
             self._limits.under_way[kind] -= 1
         now = self._clock()
+        if outcome.verdict is Verdict.ALLOW:
+            self._limits.confirmed(kind)
         if self._questions.get(domain) is asyncio.current_task():
             del self._questions[domain]
             answer = self._learn(domain, outcome, now)
@@ -292,6 +299,7 @@ class Decider:
                 self.known_good.leave(domain, now)
         else:
             breaker.succeeded(now)
+            self.listed.discard(domain)
         if outcome.verdict is Verdict.ALLOW:
             self._confirm(domain, now)
         elif outcome.verdict is Verdict.DENY and (answer := self._deny(domain, now)):
