@@ -43,7 +43,7 @@ REQUEST = (
     "client_address=192.0.2.77\nclient_name=mail-out-7.provider.example\nclient_port=38412\n"
     "reverse_client_name=mail-out-7.provider.example\nserver_address=203.0.113.5\n"
     "server_port=25\nhelo_name=mail-out-7.provider.example\nsender=\n"
-    "recipient={recipient}\nrecipient_count=0\nqueue_id=\ninstance=7a3f.6921b0c4.5d2f1.0\n"
+    "recipient={recipient}\nrecipient_count=0\nqueue_id=\ninstance={instance}\n"
     "size=4211\netrn_domain=\nstress=\nsasl_method=\nsasl_username=\nsasl_sender=\nccert_subject=\n"
     "ccert_issuer=\nccert_fingerprint=\nccert_pubkey_fingerprint=\n"
     "encryption_protocol=TLSv1.3\nencryption_cipher=TLS_AES_256_GCM_SHA384\n"
@@ -57,11 +57,12 @@ def domain(number: int) -> str:
 
 
 def requests(domains: int) -> list[bytes]:
-    """Requests about random ones of the first `domains` domains, each with its own VERP address."""
+    """Requests for one message each, with a VERP address at one of the first `domains` domains."""
     chosen = random.Random(1)
     return [
         REQUEST.format(
-            recipient=f"bounce+{number}-joe.doe=example.net@{domain(chosen.randrange(domains))}"
+            recipient=f"bounce+{number}-joe.doe=example.net@{domain(chosen.randrange(domains))}",
+            instance=f"7a3f.6921b0c4.{number:x}.0",
         ).encode()
         for number in range(REQUESTS)
     ]

@@ -44,11 +44,12 @@ PIECES = [
         b"\xc3",
     ),
     *(b"request=", b"recipient=", b"domain=", b"smtpd_access_policy", b"mx_validator_check"),
+    *(b"instance=", b"queue_id=", b"B+1@GOOD.example"),
     *(b"\nrecipient=", b"mx_validator_forget", b"xn--", b"xn--a", "ü".encode(), "。".encode()),
     *(b"a" * 64, b"." * 300, b"x" * 40_000, b"good.example", b"[192.0.2.1]", b"192.0.2.1", b"-"),
 ]
 SEEDS = [
-    b"request=smtpd_access_policy\nsender=\nrecipient=b+1@good.example\nsize=0\n\n",
+    b"request=smtpd_access_policy\nsender=\nrecipient=b+1@good.example\nqueue_id=\ninstance=1\n\n",
     b"recipient=b+1@good.example\nrequest=smtpd_access_policy\n\n",
     b"request=mx_validator_check\ndomain=good.example\n\n",
     b"request=mx_validator_forget\ndomain=bad.example\n\n",

@@ -97,6 +97,10 @@ def request_for(recipient: str) -> bytes:
 
 OK = b"action=OK\n\n"
 DUNNO = b"action=DUNNO\n\n"
+APART = (
+    b"action=452 4.5.3 This may differ from an earlier recipient in case only, send to it in a"
+    b" transaction of its own\n\n"
+)
 RETRY = b"action=451 4.4.3 This domain cannot be checked right now, please try again later\n\n"
 
 

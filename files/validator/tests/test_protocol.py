@@ -18,7 +18,20 @@ from mx_validator.protocol import (
     parse_reply,
 )
 
-ACCESS = RequestType.ACCESS
+
+def access(recipient: str, instance: bytes = b"", begun: bool = False) -> Request:
+    return RequestType.ACCESS, recipient, instance, begun
+
+
+def ask_about(recipient: str) -> Request:
+    """What is read of a request_for() this recipient."""
+    return access(recipient, b"1a2b.5f3c.0")
+
+
+def operator(kind: RequestType, domain: str = "") -> Request:
+    return kind, domain, b"", False
+
+
 ASK = b"request=smtpd_access_policy\n"
 READ_SIZES = (1, 2, 3, 7, 16, 128, 4096, 1_000_000)
 
@@ -49,46 +62,63 @@ def sized(total: int) -> bytes:
 
 
 TABLE: dict[str, tuple[bytes, list[Request | str]]] = {
-    "postfix": (request_for("b+1@x.example"), [(ACCESS, "b+1@x.example")]),
+    "postfix": (request_for("b+1@x.example"), [ask_about("b+1@x.example")]),
     "pipelined": (
         request_for("a@x.example") + request_for("b@y.example"),
-        [(ACCESS, "a@x.example"), (ACCESS, "b@y.example")],
+        [ask_about("a@x.example"), ask_about("b@y.example")],
     ),
     "incomplete": (request_for("a@x.example")[:-1], []),
     "nothing": (b"", []),
-    "recipient first": (b"recipient=a@x.example\n" + ASK + b"\n", [(ACCESS, "a@x.example")]),
-    "empty recipient": (ASK + b"recipient=\n\n", [(ACCESS, "")]),
-    "equals sign in value": (ASK + b"recipient=b+a=b@x\n\n", [(ACCESS, "b+a=b@x")]),
-    "8-bit": (ASK + b"recipient=\xff@x.example\n\n", [(ACCESS, "\udcff@x.example")]),
-    "utf-8": (ASK + "recipient=ü@x.example\n\n".encode(), [(ACCESS, "ü@x.example")]),
-    "carriage return": (ASK + b"recipient=a@x\r\n\n", [(ACCESS, "a@x\r")]),
-    "unknown attribute twice": (ASK + b"x=1\nx=2\nrecipient=a\n\n", [(ACCESS, "a")]),
-    "empty name": (ASK + b"=1\nrecipient=a\n\n", [(ACCESS, "a")]),
+    "recipient first": (b"recipient=a@x.example\n" + ASK + b"\n", [access("a@x.example")]),
+    "empty recipient": (ASK + b"recipient=\n\n", [access("")]),
+    "equals sign in value": (ASK + b"recipient=b+a=b@x\n\n", [access("b+a=b@x")]),
+    "8-bit": (ASK + b"recipient=\xff@x.example\n\n", [access("\udcff@x.example")]),
+    "utf-8": (ASK + "recipient=ü@x.example\n\n".encode(), [access("ü@x.example")]),
+    "carriage return": (ASK + b"recipient=a@x\r\n\n", [access("a@x\r")]),
+    "unknown attribute twice": (ASK + b"x=1\nx=2\nrecipient=a\n\n", [access("a")]),
+    "empty name": (ASK + b"=1\nrecipient=a\n\n", [access("a")]),
+    "transaction that begins": (
+        ASK + b"recipient=a\nqueue_id=\ninstance=1.2\n\n",
+        [access("a", b"1.2")],
+    ),
+    "transaction with recipients": (
+        ASK + b"recipient=a\nqueue_id=4bX\ninstance=1.2\n\n",
+        [access("a", b"1.2", begun=True)],
+    ),
+    "transaction before the recipient": (
+        b"instance=1.2\nqueue_id=4bX\nrecipient=a\n" + ASK + b"\n",
+        [access("a", b"1.2", begun=True)],
+    ),
+    "empty instance": (ASK + b"recipient=a\ninstance=\n\n", [access("a")]),
+    "transaction in the next request": (
+        ASK + b"recipient=a\n\n" + ASK + b"recipient=b\nqueue_id=4bX\ninstance=1.2\n\n",
+        [access("a"), access("b", b"1.2", begun=True)],
+    ),
     "check": (
         b"request=mx_validator_check\ndomain=x.example\n\n",
-        [(RequestType.CHECK, "x.example")],
+        [operator(RequestType.CHECK, "x.example")],
     ),
     "empty request": (b"\n", ["empty request"]),
     "three newlines": (
         request_for("a@x.example") + b"\n",
-        [(ACCESS, "a@x.example"), "empty request"],
+        [ask_about("a@x.example"), "empty request"],
     ),
     "good before bad": (
         request_for("a@x.example") + b"GET / HTTP/1.1\r\n\n",
-        [(ACCESS, "a@x.example"), "request missing"],
+        [ask_about("a@x.example"), "request missing"],
     ),
-    "line without an equals sign": (ASK + b"x\nrecipient=a\n\n", [(ACCESS, "a")]),
+    "line without an equals sign": (ASK + b"x\nrecipient=a\n\n", [access("a")]),
     "no equals sign": (ASK + b"recipient\n\n", ["recipient missing"]),
-    "nul": (ASK + b"recipient=a\0b@x.example\n\n", [(ACCESS, "a\0b@x.example")]),
-    "name within a line": (ASK + b"x=recipient=b\nrecipient=a\n\n", [(ACCESS, "a")]),
+    "nul": (ASK + b"recipient=a\0b@x.example\n\n", [access("a\0b@x.example")]),
+    "name within a line": (ASK + b"x=recipient=b\nrecipient=a\n\n", [access("a")]),
     "name in the next request": (
         ASK + b"\n" + request_for("a@x.example"),
         ["recipient missing"],
     ),
-    "recipient twice": (ASK + b"recipient=a\nrecipient=b\n\n", [(ACCESS, "a")]),
+    "recipient twice": (ASK + b"recipient=a\nrecipient=b\n\n", [access("a")]),
     "request twice": (
         ASK + b"request=mx_validator_status\nrecipient=a\n\n",
-        [(ACCESS, "a")],
+        [access("a")],
     ),
     "no recipient": (ASK + b"sender=a@x.example\n\n", ["recipient missing"]),
     "check without a domain": (b"request=mx_validator_check\n\n", ["domain missing"]),
@@ -103,11 +133,11 @@ TABLE: dict[str, tuple[bytes, list[Request | str]]] = {
     ),
     "forget": (
         b"request=mx_validator_forget\ndomain=x.example\n\n",
-        [(RequestType.FORGET, "x.example")],
+        [operator(RequestType.FORGET, "x.example")],
     ),
-    "status": (b"request=mx_validator_status\n\n", [(RequestType.STATUS, "")]),
+    "status": (b"request=mx_validator_status\n\n", [operator(RequestType.STATUS)]),
     "newline first": (b"\n" + request_for("a@x.example"), ["empty request"]),
-    "largest": (sized(MAX_REQUEST_BYTES), [(ACCESS, "a@b.example")]),
+    "largest": (sized(MAX_REQUEST_BYTES), [access("a@b.example")]),
     "too large": (
         sized(MAX_REQUEST_BYTES + 1),
         [f"request of more than {MAX_REQUEST_BYTES} bytes"],
@@ -172,7 +202,7 @@ VALUES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n
 
 @given(VALUES)
 def test_a_recipient_arrives_as_it_was_sent(recipient: str) -> None:
-    assert parse([ASK + b"recipient=" + recipient.encode() + b"\n\n"]) == [(ACCESS, recipient)]
+    assert parse([ASK + b"recipient=" + recipient.encode() + b"\n\n"]) == [access(recipient)]
 
 
 @given(st.binary().filter(lambda value: not {0, 10} & set(value)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DUNNO, OK, RETRY, FakeClock
+from conftest import APART, DUNNO, OK, RETRY, FakeClock
 from mx_validator import responder
 from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
 from mx_validator.protocol import Request, RequestType, parse_reply
@@ -71,12 +71,16 @@ STATUS = Status(
 FULL = b"action=452 4.3.1 Insufficient system storage\n\n"
 
 
-def access(recipient: str) -> Request:
-    return RequestType.ACCESS, recipient
+def access(recipient: str, instance: bytes = b"", begun: bool = False) -> Request:
+    return RequestType.ACCESS, recipient, instance, begun
 
 
 def check(domain: str) -> Request:
-    return RequestType.CHECK, domain
+    return RequestType.CHECK, domain, b"", False
+
+
+def forget(domain: str) -> Request:
+    return RequestType.FORGET, domain, b"", False
 
 
 async def reply(respond: Responder, request: Request) -> bytes:
@@ -178,7 +182,7 @@ async def test_forget(decider: Decider) -> None:
         ("yes.example", b"result=unknown\n\n"),
         ("joe@yes", b"result=malformed\nreason=not a domain name\n\n"),
     ):
-        assert await reply(respond, (RequestType.FORGET, domain)) == answer
+        assert await reply(respond, forget(domain)) == answer
     assert not decider.allows_at_once("yes.example")
 
 
@@ -195,7 +199,7 @@ async def test_no_room_is_a_reason_to_come_back_and_not_to_refuse(
 
 
 async def test_status(decider: Decider) -> None:
-    answer = await reply(Responder(decider, look, ROOM), (RequestType.STATUS, ""))
+    answer = await reply(Responder(decider, look, ROOM), (RequestType.STATUS, "", b"", False))
     assert Status(**json.loads(parse_reply(answer)["status"])) == STATUS
 
 
@@ -209,3 +213,38 @@ async def test_answers_are_counted(decider: Decider) -> None:
         ("DENY", "platform"): 1,
         ("DENY", "malformed"): 1,
     }
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_twin_is_sent_to_another_transaction(decider: Decider, known: bool) -> None:
+    respond = Responder(decider, look, ROOM)
+    if known:
+        await reply(respond, access("joe@yes.example"))
+    for instance in (b"1", b"2"):
+        assert await reply(respond, access("Bounce+A@yes.example", instance)) == OK
+        for recipient, expected in (
+            ("bounce+a@yes.example", APART),
+            ("Bounce+A@Yes.example", APART),
+            ("Bounce+A@yes.example", OK),
+            ("bounce+b@yes.example", OK),
+        ):
+            assert await reply(respond, access(recipient, instance, begun=True)) == expected
+    assert await reply(respond, access("bounce+a@yes.example", b"3")) == OK
+
+
+async def test_a_twin_that_is_not_allowed_stays_that(decider: Decider, tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    respond = Responder(decider, look, room)
+    for recipient, expected in (
+        ("A@no.example", DUNNO),
+        ("a@no.example", DUNNO),
+        ("A@away.example", RETRY),
+        ("a@away.example", RETRY),
+        ("A@nonsense", DUNNO),
+    ):
+        assert await reply(respond, access(recipient, b"1")) == expected
+    # Who was not let in is no reason to send anybody away.
+    room.is_short = True
+    assert await reply(respond, access("A@yes.example", b"1")) == FULL
+    room.is_short = False
+    assert await reply(respond, access("a@yes.example", b"1")) == OK

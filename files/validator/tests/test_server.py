@@ -32,7 +32,7 @@ class Responder:
         self.answered = 0
 
     def respond(self, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
-        _, recipient = request
+        recipient = request[1]
         self.answered += 1
         if recipient.startswith("slow"):
             return self._later(recipient)

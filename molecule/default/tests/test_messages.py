@@ -79,6 +79,43 @@ def test_hundred_recipients_give_hundred_messages(
     assert {message.sent for message in found} == {HEADER + b"same for all\r\n"}
 
 
+def test_recipients_that_differ_in_case_only_give_a_message_each(
+    mailbox: Mx, platform: StubClient, domain: str
+) -> None:
+    platform.answer(domain, "allow")
+    first, second, twin = f"Bounce+A=b@{domain}", f"other@{domain}", f"bounce+a=B@{domain}"
+    with mailbox.smtp() as session:
+        session.command("MAIL FROM:<>")
+        for recipient in (first, second):
+            assert session.command(f"RCPT TO:<{recipient}>").code == 250
+        assert str(session.command(f"RCPT TO:<{twin}>")) == (
+            f"452 4.5.3 <{twin}>: Recipient address rejected: This may differ from an earlier"
+            " recipient in case only, send to it in a transaction of its own"
+        )
+        assert session.message(HEADER + b"1\r\n").code == 250
+        session.command("MAIL FROM:<>")
+        assert session.command(f"RCPT TO:<{twin}>").code == 250
+        assert session.message(HEADER + b"2\r\n").code == 250
+    found = {message.original_to: message.sent[-3:] for message in mailbox.fetch_when(3)}
+    assert found == {first: b"1\r\n", second: b"1\r\n", twin: b"2\r\n"}
+
+
+def test_the_same_recipient_twice_gives_one_message(
+    host: Host, mailbox: Mx, platform: StubClient, domain: str
+) -> None:
+    platform.answer(domain, "allow")
+    with mailbox.smtp() as session:
+        session.command("MAIL FROM:<>")
+        for local in ("A", "A", "b"):
+            assert session.command(f"RCPT TO:<{local}@{domain}>").code == 250
+        assert session.message(HEADER).code == 250
+    eventually(lambda: host.check_output("postqueue -j"), lambda queued: not queued)
+    assert sorted(message.original_to for message in mailbox.fetch()) == [
+        f"A@{domain}",
+        f"b@{domain}",
+    ]
+
+
 def test_forged_envelope_headers_are_removed(
     mailbox: Mx, platform: StubClient, domain: str
 ) -> None:

@@ -30,17 +30,18 @@ class RequestType(enum.Enum):
     STATUS = b"mx_validator_status"  # an operator: how are you?
 
 
-# The type, and what it is about: a recipient, a domain, or nothing. A plain tuple: there is one for
-# each recipient of each mail.
-Request = tuple[RequestType, str]
+# The type, and what it is about: a recipient, a domain, or nothing; then the recipient's
+# transaction, empty if not given, and whether it has recipients already. A plain tuple: there is
+# one for each recipient of each mail.
+Request = tuple[RequestType, str, bytes, bool]
 
-# The attribute that says what a request is about; all others are skipped, as the README demands.
+# What an operator's request is about; all other attributes are skipped, as the README demands.
 _SUBJECTS = {
-    RequestType.ACCESS: b"\nrecipient=",
     RequestType.CHECK: b"\ndomain=",
     RequestType.FORGET: b"\ndomain=",
 }
 _ACCESS = RequestType.ACCESS
+_NEWLINE = ord("\n")
 
 
 class RequestParser:
@@ -71,9 +72,35 @@ class RequestParser:
         self._buffer = buffer[end + 2 :]
         # All releases of Postfix begin with this line.
         if buffer.startswith(b"request=smtpd_access_policy\n"):
-            return _ACCESS, _value(buffer, b"\nrecipient=", end)
+            return _access(buffer, end)
         _refuse_empty(buffer)
         return _request(b"\n" + buffer[: end + 1])
+
+
+def _access(lines: bytes, end: int) -> Request:
+    start = _find(lines, b"\nrecipient=", 0, end)
+    if start < 0:
+        raise ProtocolError("recipient missing")
+    stop = lines.find(b"\n", start)
+    # A recipient may be in any 8-bit encoding, or in none.
+    recipient = lines[start:stop].decode("utf-8", "surrogateescape")
+    instance = _find(lines, b"\ninstance=", stop, end)
+    # There is a queue file as soon as the first recipient was accepted (SMTPD_POLICY_README).
+    queue_id = _find(lines, b"\nqueue_id=", stop, end)
+    return (
+        _ACCESS,
+        recipient,
+        lines[instance : lines.find(b"\n", instance)] if instance >= 0 else b"",
+        queue_id >= 0 and lines[queue_id] != _NEWLINE,
+    )
+
+
+def _find(lines: bytes, name: bytes, probably: int, end: int) -> int:
+    """Return where the value of an attribute starts, most likely after `probably`, or -1."""
+    start = lines.find(name, probably, end)
+    if start < 0 < probably:
+        start = lines.find(name, 0, end)
+    return start if start < 0 else start + len(name)
 
 
 def _refuse_empty(buffer: bytes) -> None:
@@ -89,17 +116,17 @@ def _request(lines: bytes) -> Request:
         kind = RequestType(name.encode())
     except ValueError as error:
         raise ProtocolError("request type unknown") from error
+    if kind is _ACCESS:
+        return _access(lines, end)
     subject = _SUBJECTS.get(kind)
-    return kind, _value(lines, subject, end) if subject else ""
+    return kind, _value(lines, subject, end) if subject else "", b"", False
 
 
 def _value(lines: bytes, name: bytes, end: int) -> str:
     """Return the value of an attribute, the first one if it is given twice."""
-    start = lines.find(name, 0, end)
+    start = _find(lines, name, 0, end)
     if start < 0:
         raise ProtocolError(f"{name[1:-1].decode()} missing")
-    start += len(name)
-    # A recipient may be in any 8-bit encoding, or in none.
     return lines[start : lines.find(b"\n", start)].decode("utf-8", "surrogateescape")
 
 

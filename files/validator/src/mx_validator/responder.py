@@ -6,12 +6,14 @@ import json
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from mx_validator.domain import MalformedDomainError, normalise, recipient_domain
 from mx_validator.protocol import Request, RequestType, format_attributes
 from mx_validator.room import Room
 from mx_validator.status import Status
+from mx_validator.twins import Transactions
 from mx_validator.verdict import UNEXPECTED, Answer, Decider, Verdict
 
 # Actions of access(5). DENY is left to the restriction that follows, reject_unauth_destination, so
@@ -32,6 +34,14 @@ Reply = bytes | Coroutine[Any, Any, bytes]
 # Postfix's own words when the disk is full.
 _NO_ROOM = format_attributes({"action": "452 4.3.1 Insufficient system storage"})
 
+# RFC 5321 4.5.3.1.10: after a 452 the sender sends to this recipient in another transaction.
+_APART = format_attributes(
+    {
+        "action": "452 4.5.3 This may differ from an earlier recipient in case only, send to it in"
+        " a transaction of its own"
+    }
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,18 +53,21 @@ class Responder:
         self._look = look
         self._room = room
         self._allows_at_once = decider.allows_at_once
+        self._admit = Transactions().admit
 
     def respond(self, request: Request) -> Reply:
         """Return the reply, or a coroutine that will if the platform has to be asked first."""
-        kind, subject = request
+        kind, subject, instance, begun = request
         if kind is _ACCESS:
             if self._room.is_short:
                 return self._respond_with(_access_reply_without_room, recipient_domain, subject)
             _, at, domain = subject.rpartition("@")
             # Nearly all mail is for what is known, and that is in normal form.
             if at and self._allows_at_once(domain):
-                return _ALLOW
-            return self._respond_with(_access_reply, recipient_domain, subject)
+                return _ALLOW if self._admit(instance, begun, subject) else _APART
+            return self._respond_with(
+                partial(self._access_reply, request), recipient_domain, subject
+            )
         if kind is RequestType.CHECK:
             return self._respond_with(_check_reply, normalise, subject)
         if kind is RequestType.FORGET:
@@ -74,6 +87,12 @@ class Responder:
             logger.exception("a request could not be answered")
             answer = UNEXPECTED
         return reply(answer) if isinstance(answer, Answer) else _reply_later(reply, answer)
+
+    def _access_reply(self, request: Request, answer: Answer) -> bytes:
+        _, recipient, instance, begun = request
+        if answer.verdict is Verdict.ALLOW and not self._admit(instance, begun, recipient):
+            return _APART
+        return _ACCESS_REPLIES[answer.verdict]
 
     def _forget(self, name: str) -> bytes:
         try:
@@ -95,12 +114,8 @@ async def _reply_later(
         return reply(UNEXPECTED)
 
 
-def _access_reply(answer: Answer) -> bytes:
-    return _ACCESS_REPLIES[answer.verdict]
-
-
 def _access_reply_without_room(answer: Answer) -> bytes:
-    return _NO_ROOM if answer.verdict is Verdict.ALLOW else _access_reply(answer)
+    return _NO_ROOM if answer.verdict is Verdict.ALLOW else _ACCESS_REPLIES[answer.verdict]
 
 
 def _check_reply(answer: Answer) -> bytes:
