@@ -1,0 +1,54 @@
+#!/usr/bin/python3
+"""Tell Postfix how to write a sender outside ASCII in ASCII: Dovecot's LMTP does not know such.
+
+The whole address becomes the local part, quoted-printable (RFC 2045 6.7), of an address at a domain
+that nobody can have (RFC 2606): joe@exämple.org is joe=40ex=C3=A4mple.org@smtputf8.invalid.
+
+Postfix starts this when it meets such a sender, and speaks the protocol of socketmap_table(5) on
+standard input and output: netstrings of "NAME ADDRESS" and of "OK ADDRESS". What is none ends it,
+and whoever sends the mail is told to try again later.
+"""
+
+import string
+import sys
+from typing import BinaryIO
+
+DOMAIN = b"smtputf8.invalid"
+# What stands for itself: none of these needs quotes in a local part, and "=" begins what does not.
+LITERAL = frozenset(f"{string.ascii_letters}{string.digits}.-_+".encode())
+
+
+def ascii_form(address: bytes) -> bytes:
+    """Return the form in ASCII of an address."""
+    encoded = (b"%c" % byte if byte in LITERAL else b"=%02X" % byte for byte in address)
+    return b"".join(encoded) + b"@" + DOMAIN
+
+
+def read_netstring(stream: BinaryIO) -> bytes | None:
+    """Return the next netstring's content, or None at the end.
+
+    Raises:
+        ValueError: It is no netstring.
+    """
+    size = b""
+    while (byte := stream.read(1)) != b":":
+        if not byte:
+            return None
+        size += byte
+    content = stream.read(int(size))
+    if stream.read(1) != b",":
+        raise ValueError("a netstring without an end")
+    return content
+
+
+def main() -> None:
+    """Answer until Postfix has no more questions."""
+    while (request := read_netstring(sys.stdin.buffer)) is not None:
+        _, _, address = request.partition(b" ")
+        reply = b"OK " + ascii_form(address)
+        sys.stdout.buffer.write(b"%d:%s," % (len(reply), reply))
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
