@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,8 @@ async def test_metrics(address: str) -> None:
         "mx_validator_known_good_domains 42.0",
         "mx_validator_known_good_oldest_seconds 259200.0",
         "mx_validator_store_failing_seconds 0.0",
+        "mx_validator_store_damaged 0.0",
+        "mx_validator_store_lost_domains 0.0",
         "mx_validator_queue_free_inodes 70000.0",
         "mx_validator_queue_short 0.0",
         "mx_validator_loop_lag_seconds 0.0004",
@@ -73,6 +76,14 @@ async def test_metrics_in_trouble() -> None:
     assert "mx_validator_platform_up 0.0\n" in text
     assert "mx_validator_platform_failing_seconds 600.0\n" in text
     assert "mx_validator_platform_breaker_open 1.0\n" in text
+
+
+async def test_metrics_of_a_damaged_file() -> None:
+    _, text = await fetch(Seen(replace(WELL, store_damaged=True, store_lost=3)), "/metrics")
+    assert "mx_validator_store_damaged 1.0\n" in text
+    assert "mx_validator_store_lost_domains 3.0\n" in text
+    _, text = await fetch(Seen(replace(WELL, store_damaged=True, store_lost=None)), "/metrics")
+    assert "mx_validator_store_lost_domains" not in text
 
 
 async def test_health() -> None:

@@ -23,6 +23,8 @@ WELL = Status(
     store_unwritten=0,
     store_failing_seconds=None,
     store_trouble=None,
+    store_damaged=False,
+    store_lost=0,
     queue_free_inodes=70000,
     queue_short=False,
     lag_seconds=0.0004,
@@ -87,6 +89,17 @@ def test_all_is_well() -> None:
         (
             replace(WELL, store_unwritten=5, store_trouble="full", store_failing_seconds=300.0),
             "on disk:     NOT WRITTEN for 5 min: full; 5 domains wait",
+        ),
+        (
+            replace(WELL, store_damaged=True, store_lost=3),
+            "on disk:     up to date; was damaged and written anew, 3 domains were lost",
+        ),
+        (
+            replace(WELL, store_damaged=True, store_lost=None),
+            (
+                "on disk:     up to date; was damaged and written anew, an unknown number of"
+                " domains were lost"
+            ),
         ),
         (replace(WELL, queue_free_inodes=None), "mail queue:  takes mail"),
         (

@@ -62,6 +62,8 @@ STATUS = Status(
     store_unwritten=0,
     store_failing_seconds=None,
     store_trouble=None,
+    store_damaged=False,
+    store_lost=0,
     queue_free_inodes=70000,
     queue_short=False,
     lag_seconds=0.001,
@@ -125,8 +127,15 @@ async def test_check(decider: Decider, clock: FakeClock) -> None:
     assert await reply(respond, request) == expected.format("memory", 12).encode()
 
 
+@pytest.mark.parametrize("address", ["joe@yes.example", '"a@b"@YES.example.', "@yes.example"])
+async def test_of_an_address_its_domain_is_meant(decider: Decider, address: str) -> None:
+    respond = Responder(decider, look, ROOM)
+    assert b"verdict=ALLOW\n" in await reply(respond, check(address))
+    assert await reply(respond, forget(address)) == b"result=forgotten\n\n"
+
+
 async def test_check_of_what_is_no_domain(decider: Decider) -> None:
-    assert await reply(Responder(decider, look, ROOM), check("joe@yes.example")) == (
+    assert await reply(Responder(decider, look, ROOM), check("joe@yes")) == (
         b"verdict=DENY\nreason=not a domain name\nsource=malformed\nage_seconds=0\n\n"
     )
 

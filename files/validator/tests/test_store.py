@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import FakeClock, eventually
-from mx_validator import store
+from mx_validator import database, store
 from mx_validator.store import Store
 
 Stores = Callable[[], Store]
@@ -37,7 +37,10 @@ def stores(file: Path, clock: FakeClock) -> Iterator[Stores]:
 
 
 def on_disk(file: Path) -> list[tuple[str, float]]:
-    return list(store.read(file))
+    reader = database.Reader(file)
+    found = list(reader)
+    assert reader.damage is None
+    return found
 
 
 def written(running: Store) -> None:
@@ -48,30 +51,29 @@ def test_what_is_kept_comes_back_the_oldest_first(
     file: Path, stores: Stores, clock: FakeClock
 ) -> None:
     running = stores()
-    for domain in ("a", "b", "c", "a"):
+    for domain in ("a.example", "b.example", "c.example", "a.example"):
         running.keep(domain)
         clock.now += 10
-    running.keep("old", age_seconds=100)
-    running.drop("c")
+    running.drop("c.example")
     running.stop()
     clock.now += 100
-    assert list(Store(file, wall_clock=clock).load()) == [("b", 130), ("a", 110), ("old", 200)]
+    assert list(Store(file, wall_clock=clock).load()) == [("b.example", 130), ("a.example", 110)]
 
 
 def test_it_is_on_disk_without_an_end_of_the_process(file: Path, stores: Stores) -> None:
     running = stores()
-    running.keep("a")
+    running.keep("a.example")
     written(running)
-    assert on_disk(file) == [("a", 1000)]
+    assert on_disk(file) == [("a.example", 1000)]
 
 
 def test_more_than_a_batch(file: Path, stores: Stores) -> None:
     running = stores()
     for number in range(2 * store.BATCH_DOMAINS + 1):
-        running.keep(str(number))
+        running.keep(f"{number}.example")
     running.stop()
     assert [domain for domain, _ in on_disk(file)] == [
-        str(number) for number in range(2 * store.BATCH_DOMAINS + 1)
+        f"{number}.example" for number in range(2 * store.BATCH_DOMAINS + 1)
     ]
 
 
@@ -79,10 +81,10 @@ def test_a_clock_that_was_put_back_makes_nothing_younger_than_new(
     file: Path, stores: Stores, clock: FakeClock
 ) -> None:
     running = stores()
-    running.keep("a")
+    running.keep("a.example")
     running.stop()
     clock.now -= 500
-    assert list(Store(file, wall_clock=clock).load()) == [("a", 0)]
+    assert list(Store(file, wall_clock=clock).load()) == [("a.example", 0)]
 
 
 def test_no_file_is_the_beginning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,60 +101,12 @@ def test_stop_when_nothing_was_written(file: Path, stores: Stores) -> None:
 
 def filled(file: Path, domains: int) -> None:
     with contextlib.closing(sqlite3.connect(file)) as connection:
-        connection.execute(store._SCHEMA)
+        connection.execute(database.SCHEMA)
         connection.executemany(
-            store._KEEP, ((f"{number:05}.example", float(number)) for number in range(domains))
+            database.KEEP,
+            (database.row(f"{number:05}.example", float(number)) for number in range(domains)),
         )
         connection.commit()
-
-
-@pytest.mark.parametrize("content", [b"", b"not a database, but long enough to look like one" * 99])
-def test_garbage_is_put_aside(content: bytes, file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file.write_bytes(content)
-    running = Store(file)
-    assert list(running.load()) == []
-    assert running.starts_empty is bool(content)
-    if not content:  # a file of which nothing was written yet is an empty database
-        return
-    aside = file.with_name("known-good.sqlite.damaged")
-    assert aside.read_bytes() == content
-    (read, put_aside) = [record.getMessage() for record in caplog.records]
-    assert read.startswith(f"{file}: known-good domains on disk could be read for 0 domains only (")
-    assert read.endswith("file is not a database); what is in memory goes on to count")
-    assert put_aside == f"{aside}: put aside; a new file is begun"
-    running.start()
-    running.keep("a")
-    written(running)
-    assert running.trouble is None
-    running.stop()
-    assert [domain for domain, _ in on_disk(file)] == ["a"]
-
-
-def test_what_is_left_of_a_damaged_file_is_read(
-    file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    filled(file, 10_000)
-    with file.open("r+b") as damaged:
-        damaged.seek(file.stat().st_size // 2)
-        damaged.write(b"\xff" * 4096 * 8)
-    running = Store(file)
-    found = list(running.load())
-    assert 100 < len(found) < 10_000
-    assert found[0][0] == "00000.example"
-    assert running.starts_empty
-    assert f"could be read for {len(found)} domains only" in caplog.text
-    assert file.with_name("known-good.sqlite.damaged").exists()
-
-
-def test_damage_that_a_write_finds(
-    file: Path, stores: Stores, caplog: pytest.LogCaptureFixture
-) -> None:
-    file.write_bytes(b"garbage" * 1000)
-    running = stores()
-    running.keep("a")
-    eventually(lambda: running.starts_empty and not running.unwritten)
-    assert "cannot be written (file is not a database)" in caplog.text
-    assert [domain for domain, _ in on_disk(file)] == ["a"]
 
 
 @contextlib.contextmanager
@@ -170,7 +124,7 @@ def test_a_trouble_is_logged_once_and_the_write_repeated(
     monkeypatch: pytest.MonkeyPatch,
     clock: FakeClock,
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
     caplog.set_level(logging.INFO, "mx_validator")
     filled(file, 0)
     running = stores()
@@ -183,7 +137,7 @@ def test_a_trouble_is_logged_once_and_the_write_repeated(
 
     monkeypatch.setattr(running, "_write", counted)
     with locked(file):
-        running.keep("a")
+        running.keep("a.example")
         eventually(lambda: len(tries) > 3)
         assert running.trouble == "database is locked"
         assert running.trouble_since == clock()
@@ -194,21 +148,21 @@ def test_a_trouble_is_logged_once_and_the_write_repeated(
     (trouble, end) = [record.getMessage() for record in caplog.records]
     assert "known-good domains on disk cannot be written (database is locked)" in trouble
     assert end == f"{file}: is written again"
-    assert not running.starts_empty
+    assert not running.wants_all
 
 
 def test_a_full_disk(
     file: Path, stores: Stores, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(file, 0)
-    connect = store._connect
+    connect = database.connect
 
-    def full(uri: str) -> sqlite3.Connection:
-        connection = connect(uri)
+    def full(path: Path, way: str = "mode=rwc") -> sqlite3.Connection:
+        connection = connect(path, way)
         connection.execute("PRAGMA max_page_count = 3")
         return connection
 
-    monkeypatch.setattr(store, "_connect", full)
+    monkeypatch.setattr(store, "connect", full)
     running = stores()
     for number in range(500):
         running.keep(f"{number}.example")
@@ -221,36 +175,21 @@ def test_a_folder_in_its_place(file: Path, stores: Stores) -> None:
     file.mkdir()
     assert list(Store(file).load()) == []
     running = stores()
-    running.keep("a")
+    running.keep("a.example")
     eventually(lambda: running.trouble == "unable to open database file")
     file.rmdir()
     written(running)
-    assert [domain for domain, _ in on_disk(file)] == ["a"]
-
-
-def test_it_cannot_be_put_aside(
-    file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file.write_bytes(b"garbage" * 1000)
-
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "replace", refuse)
-    running = Store(file)
-    assert list(running.load()) == []
-    assert not running.starts_empty
-    assert "cannot be put aside ([Errno 13] Permission denied)" in caplog.text
+    assert [domain for domain, _ in on_disk(file)] == ["a.example"]
 
 
 def test_the_end_does_not_wait_for_a_write_for_ever(
     file: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
     filled(file, 0)
     running = stores()
     with locked(file):
-        running.keep("a")
+        running.keep("a.example")
         eventually(lambda: running.trouble)
         running.stop()
     assert on_disk(file) == []
@@ -260,14 +199,12 @@ def test_a_file_that_only_root_may_write_is_read_as_it_is(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(file, 3)
-    connect = store._connect
+    connect = database.connect
 
-    def no_recovery(uri: str) -> sqlite3.Connection:
-        if "immutable" not in uri:
-            raise sqlite3.OperationalError("unable to open database file")
-        return connect(uri)
+    def no_recovery(path: Path, way: str) -> sqlite3.Connection:
+        return connect(path if "immutable" in way else path.with_name("nothing"), way)
 
-    monkeypatch.setattr(store, "_connect", no_recovery)
+    monkeypatch.setattr(database, "connect", no_recovery)
     assert len(on_disk(file)) == 3
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from mx_validator import log, report, service, store
+from mx_validator import log, report, service
 from mx_validator.config import (
     DEFAULT_LOG_LEVEL,
     DEFAULT_PATH,
@@ -22,6 +22,7 @@ from mx_validator.config import (
     read_api_key,
     read_config,
 )
+from mx_validator.database import Reader
 from mx_validator.listener import AlreadyRunningError
 from mx_validator.protocol import ProtocolError, format_attributes, parse_reply
 from mx_validator.status import Status
@@ -91,7 +92,7 @@ def _parser() -> _Parser:
     )
     serve = "answer Postfix until SIGTERM; SIGHUP reads configuration and API key again"
     commands.add_parser("serve", parents=[config], help=serve, description=serve)
-    check = "ask the running daemon about a domain"
+    check = "ask the running daemon about a domain, or that of an address"
     check_parser = commands.add_parser(
         "check",
         parents=[config],
@@ -99,7 +100,7 @@ def _parser() -> _Parser:
         description=f"{check}. Exit code: 0 ALLOW, 1 DENY, 75 DEFER, 69 daemon not reachable,"
         " 78 configuration not usable, 64 wrong usage.",
     )
-    check_parser.add_argument("domain", metavar="DOMAIN")
+    check_parser.add_argument("domain", metavar="DOMAIN|ADDRESS")
     status = "say how the daemon is, and whether the platform answers it"
     commands.add_parser(
         "status",
@@ -111,7 +112,10 @@ def _parser() -> _Parser:
     )
     domains = "list the known-good domains on disk, with when the platform confirmed them"
     commands.add_parser("domains", parents=[config], help=domains, description=domains)
-    forget = "make the running daemon forget a domain, so that it asks the platform anew"
+    forget = (
+        "make the running daemon forget a domain, or that of an address, so that it asks the"
+        " platform anew"
+    )
     forget_parser = commands.add_parser(
         "forget",
         parents=[config],
@@ -119,7 +123,7 @@ def _parser() -> _Parser:
         description=f"{forget}. Exit code: 0 forgotten, 1 nothing was known of it, 69 daemon not"
         " reachable.",
     )
-    forget_parser.add_argument("domain", metavar="DOMAIN")
+    forget_parser.add_argument("domain", metavar="DOMAIN|ADDRESS")
     check_config = "check a configuration file before it is put in place"
     check_config_parser = commands.add_parser(
         "check-config",
@@ -190,12 +194,19 @@ def _status(answer: dict[str, str]) -> tuple[int, str]:
 
 
 def _domains(file: Path) -> int:
+    reader = Reader(file)
     try:
-        for domain, confirmed in store.read(file):
-            print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(confirmed)), domain)  # noqa: T201
-        sys.stdout.flush()  # not at the end of the process, where nobody expects a broken pipe
-    except sqlite3.Error as error:
+        found = dict(reader)  # a domain comes a second time if the file is damaged
+    except (sqlite3.Error, OSError) as error:
         return _fail(os.EX_UNAVAILABLE, f"{file}: cannot be read: {error}")
+    for domain, confirmed in found.items():
+        print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(confirmed)), domain)  # noqa: T201
+    sys.stdout.flush()  # not at the end of the process, where nobody expects a broken pipe
+    if reader.damage is not None:
+        lost = "an unknown number" if reader.lost is None else reader.lost
+        return _fail(
+            os.EX_UNAVAILABLE, f"{file}: damaged ({reader.damage}): {lost} of them cannot be read"
+        )
     return os.EX_OK
 
 

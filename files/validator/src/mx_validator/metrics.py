@@ -65,6 +65,16 @@ _GAUGES: list[tuple[str, str, Callable[[Status], float | None]]] = [
         lambda s: s.store_failing_seconds or 0,
     ),
     (
+        "store_damaged",
+        "Whether the file of known-good domains was found damaged since the start.",
+        lambda s: s.store_damaged,
+    ),
+    (
+        "store_lost_domains",
+        "Known-good domains that could not be read from it, if that is known.",
+        lambda s: s.store_lost,
+    ),
+    (
         "queue_free_inodes",
         "Free inodes of the mail queue's file system, if it counts them.",
         lambda s: s.queue_free_inodes,

@@ -58,7 +58,11 @@ def _store(status: Status) -> str:
             f"NOT WRITTEN for {ago(status.store_failing_seconds)}: {status.store_trouble};"
             f" {status.store_unwritten} domains wait"
         )
-    return "up to date" if not status.store_unwritten else f"{status.store_unwritten} domains wait"
+    text = f"{status.store_unwritten} domains wait" if status.store_unwritten else "up to date"
+    if status.store_damaged:
+        lost = "an unknown number of" if status.store_lost is None else f"{status.store_lost}"
+        text += f"; was damaged and written anew, {lost} domains were lost"
+    return text
 
 
 def _queue(status: Status) -> str:

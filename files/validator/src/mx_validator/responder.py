@@ -69,7 +69,7 @@ class Responder:
                 partial(self._access_reply, request), recipient_domain, subject
             )
         if kind is RequestType.CHECK:
-            return self._respond_with(_check_reply, normalise, subject)
+            return self._respond_with(_check_reply, _domain, subject)
         if kind is RequestType.FORGET:
             return self._forget(subject)
         return format_attributes({"status": json.dumps(asdict(self._look()))})
@@ -96,12 +96,17 @@ class Responder:
 
     def _forget(self, name: str) -> bytes:
         try:
-            domain = normalise(name)
+            domain = _domain(name)
         except MalformedDomainError as error:
             return format_attributes({"result": "malformed", "reason": str(error)})
         known = self._decider.forget(domain)
         logger.info("forgotten on request: %s, which was %sknown", domain, "" if known else "not ")
         return format_attributes({"result": "forgotten" if known else "unknown"})
+
+
+def _domain(name: str) -> str:
+    """Return the domain that an operator means by its name or by an address there."""
+    return recipient_domain(name) if "@" in name else normalise(name)
 
 
 async def _reply_later(

@@ -185,10 +185,8 @@ class _Service:
     def _beat(self) -> None:
         self._decider.tend()
         self._room.look()
-        if self._store.starts_empty:
-            self._store.starts_empty = False
-            for domain, age in self._decider.ages():
-                self._store.keep(domain, age)
+        if self._store.wants_all:
+            self._store.keep_all(self._decider.ages())
 
 
 def _read(path: Path) -> tuple[Config, Target]:

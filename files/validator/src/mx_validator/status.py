@@ -31,6 +31,8 @@ class Status:
     store_unwritten: int  # domains that wait to be written
     store_failing_seconds: float | None
     store_trouble: str | None
+    store_damaged: bool  # found since the start; written anew unless there is a trouble
+    store_lost: int | None  # domains that could not be read then; None: not known how many
     queue_free_inodes: int | None  # of the mail queue's file system, if it counts them
     queue_short: bool  # of them, so that no mail is taken
     lag_seconds: float  # by which the event loop was late when it last looked
@@ -82,6 +84,8 @@ class Observer:
             store_unwritten=self._store.unwritten,
             store_failing_seconds=_since(self._store.trouble_since, time.time()),
             store_trouble=self._store.trouble,
+            store_damaged=self._store.damaged,
+            store_lost=self._store.lost,
             queue_free_inodes=self._room.free_inodes,
             queue_short=self._room.is_short,
             lag_seconds=self._lag_seconds(),
