@@ -272,6 +272,13 @@ def test_check_config(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> Non
     assert "s3cret" not in output.err
 
 
+def test_the_sample_configuration_is_taken(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    sample = tmp_path / "sample.conf"
+    sample.write_text(readme.partition("```ini\n")[2].partition("```")[0])
+    assert cli.main(["check-config", str(sample)]) == 0
+
+
 @pytest.mark.parametrize("command", [["check", "x.example"], ["serve"], ["check-config"]])
 def test_configuration_missing(command: list[str], tmp_path: Path, daemon: Daemon) -> None:
     daemon.config.unlink()
