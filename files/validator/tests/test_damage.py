@@ -236,19 +236,20 @@ def test_a_file_that_was_only_begun_is_no_damage(
     assert not caplog.records
 
 
-def test_the_log_beside_a_damaged_file_is_read_too(
-    tmp_path: Path, start: Start, file: Path
-) -> None:
-    """As after a power cut: what was written last is not yet in the file itself."""
+def write_to_log(file: Path) -> None:
+    """Leave a domain in the log beside the file, as a power cut does."""
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(database.KEEP, database.row("last.example", 5.0))
         connection.commit()
         for suffix in ("", "-wal"):
-            shutil.copy(f"{file}{suffix}", tmp_path / f"copy{suffix}")
+            shutil.copy(f"{file}{suffix}", f"{file}.copy{suffix}")
     for suffix in ("", "-wal"):
-        (tmp_path / f"copy{suffix}").replace(f"{file}{suffix}")
-    Path(f"{file}-shm").unlink(missing_ok=True)
+        Path(f"{file}.copy{suffix}").replace(f"{file}{suffix}")
+
+
+def test_the_log_beside_a_damaged_file_is_read_too(file: Path, start: Start) -> None:
+    write_to_log(file)
     with file.open("r+b") as damaged:
         damaged.write(b"garbage, as far as the header goes")
     with Path(f"{file}-wal").open("r+b") as damaged:
@@ -335,8 +336,10 @@ def test_it_cannot_be_written_anew_at_first(
 
 
 def test_a_process_that_ends_while_the_files_are_exchanged(file: Path, start: Start) -> None:
-    file.replace(f"{file}.new")
-    Path(f"{file}-wal").write_bytes(b"of the damaged one")
+    """The new file is taken, and not with the log of the damaged one."""
+    shutil.copy(file, f"{file}.new")
+    write_to_log(file)
+    file.unlink()
     running, found = start()
     assert found.keys() == NAMES
     assert not running.damaged
