@@ -21,12 +21,27 @@ HOSTS = {
         "ansible_user": "root",
     },
 }
+# Mail servers that send, for one scenario.
+SENDERS = {
+    "sender-postfix-bookworm": {"testhost_release": "bookworm", "sender_package": "postfix"},
+    "sender-postfix-trixie": {"testhost_release": "trixie", "sender_package": "postfix"},
+    "sender-exim": {"testhost_release": "trixie", "sender_package": "exim4-daemon-light"},
+    "sender-opensmtpd": {"testhost_release": "trixie", "sender_package": "opensmtpd"},
+}
 
 listing = subprocess.run([TESTHOST, "list"], capture_output=True, text=True, check=False)
 if listing.returncode != 0:
     sys.exit(listing.stderr)
 lab = json.loads(listing.stdout)
 found = {host["name"]: host for host in lab["hosts"]}
+access = {
+    "ansible_ssh_private_key_file": f"{lab['folder']}/ssh_key",
+    "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab['folder']}/known_hosts",
+}
+for name, variables in SENDERS.items():
+    variables["ansible_user"] = "root"
+    if name in found:
+        variables["ansible_host"] = found[name]["address"]
 for name, variables in HOSTS.items():
     variables["mx_hostname"] = f"{name}.example.com"
     if name in found:
@@ -38,13 +53,13 @@ print(
             "mx": {
                 "hosts": list(HOSTS),
                 "vars": {
-                    "ansible_ssh_private_key_file": f"{lab['folder']}/ssh_key",
-                    "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab['folder']}/known_hosts",
+                    **access,
                     "testhost_gateway": lab["gateway"],
                     "testhost_gateway6": lab["gateway6"],
                 },
             },
-            "_meta": {"hostvars": HOSTS},
+            "senders": {"hosts": list(SENDERS), "vars": access},
+            "_meta": {"hostvars": {**HOSTS, **SENDERS}},
         }
     )
 )
