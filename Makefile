@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-SCENARIOS := preflight default changes resilience outage security chaos
+SCENARIOS := preflight default senders changes resilience outage security chaos
 # Of chaos: for how many seconds (each disaster comes at least once), and which mail in which order.
 export MX_CHAOS_SECONDS := $(or $(DURATION),0)
 export MX_CHAOS_SEED := $(or $(SEED),1)
