@@ -4,16 +4,20 @@
 SHELL := /bin/bash
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-SCENARIOS := preflight default senders changes resilience outage security chaos
+SCENARIOS := preflight default senders changes resilience outage security fuzz chaos
 # Of chaos: for how many seconds (each disaster comes at least once), and which mail in which order.
 export MX_CHAOS_SECONDS := $(or $(DURATION),0)
 export MX_CHAOS_SEED := $(or $(SEED),1)
+# Of fuzz: the same (there is a least number of sessions), or a single session to see again.
+export MX_FUZZ_SECONDS := $(or $(DURATION),0)
+export MX_FUZZ_SEED := $(or $(SEED),1)
+export MX_FUZZ_SESSION := $(SESSION)
 # For the test hosts, and for building Python's virtual environments.
 DEBIAN_PACKAGES := mmdebstrap debian-archive-keyring systemd-container iproute2 nftables openssh-client openssl pebble python3-venv testssl.sh
 
 # The scenarios share their test hosts.
 .NOTPARALLEL:
-.PHONY: help demo demo-down test lint unit molecule $(SCENARIOS) bench bench-validator docs setup clean
+.PHONY: help demo demo-down test lint unit molecule $(SCENARIOS) fuzz-mail bench bench-validator docs setup clean
 
 help:
 	@echo 'make demo        build a bare Debian 13 host, make it an MX, and show mail arriving'
@@ -21,6 +25,8 @@ help:
 	@echo 'make test        lint, unit tests and all scenarios on Debian 12 and 13'
 	@echo 'make lint, make unit, make molecule, make $(firstword $(SCENARIOS)) ...   parts of it'
 	@echo 'make chaos DURATION=3600 SEED=7   one disaster after another for an hour; nothing is lost'
+	@echo 'make fuzz-mail DURATION=600 SEED=7   SMTP sessions made at random; what got a 250 is in the mailbox'
+	@echo 'make fuzz-mail SEED=7 SESSION=123    one of them again, as a dialogue'
 	@echo 'make bench       how fast the MX is, next to its limits, and how much it needs'
 	@echo 'make bench-validator   how fast the validator is, next to the limit; then a million spoilt requests'
 	@echo 'make docs        write the tables of variables in the role READMEs anew'
@@ -52,6 +58,8 @@ molecule: $(SCENARIOS)
 
 $(SCENARIOS): setup
 	molecule test --scenario-name $@
+
+fuzz-mail: fuzz
 
 bench: setup
 	python molecule/benchmark/bench.py --json benchmark.json
