@@ -62,7 +62,8 @@ class Judgement:
 
     faults: list[Fault] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # of recipients, by kind and code
+    ways: Counter[str] = field(default_factory=Counter)  # by which messages were taken
 
 
 def matches(reply: str, patterns: tuple[str, ...]) -> bool:
@@ -80,6 +81,7 @@ class Judge:
         self._taken: list[Rcpt] = []
         self._perhaps: list[Rcpt] = []  # sent, but the reply was not read
         self._extended = False
+        self._encrypted = False
         self._ended = False
         self._too_large = False  # the last MAIL was, by its SIZE
 
@@ -135,7 +137,7 @@ class Judge:
             self._extended = step.extended
             self._forget()
         elif isinstance(step, StartTls):
-            self._expect("STARTTLS", exchange.replies[0], ("220 ",))
+            self._encrypted = self._expect("STARTTLS", exchange.replies[0], ("220 ",))
             self._forget()
         elif isinstance(step, Mail):
             self._sender(step, exchange.replies[0])
@@ -249,6 +251,10 @@ class Judge:
         return refusals or (ACCEPTED,)
 
     def _deliver(self, mail: Mail, recipients: list[Rcpt], step: Send, queue_id: str) -> None:
+        if queue_id:
+            self.result.ways["DATA" if isinstance(step.content, Data) else "BDAT"] += 1
+            self.result.ways["TLS"] += self._encrypted
+            self.result.ways["pipelined"] += self._transcript.session.pipelined
         self.result.deliveries.append(
             Delivery(
                 self._transcript.session.token.encode(),
