@@ -1,4 +1,4 @@
-"""Runs sessions against a host and compares the outcome with what the oracle says."""
+"""Runs sessions against a host, and judges what became of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 from testinfra.host import Host
 
+from deliveries import compare
 from dialogue import Transcript, converse
 from minimise import minimise
-from oracle import Delivery, Fault, Judge, compare
 from probes import DELIVERY_SECONDS, POLL_SECONDS, Message, Mx
+from replies import Delivery, Fault, Judge
 from session import Session
 
 AT_ONCE = 16  # sessions side by side

@@ -1,6 +1,6 @@
 """Whole SMTP sessions made at random: a session is a function of the seed, its number and the host.
 
-There is no I/O here: dialogue.py sends a session, oracle.py says what was to become of it.
+There is no I/O here: dialogue.py sends a session; replies.py and deliveries.py judge the outcome.
 """
 
 from __future__ import annotations

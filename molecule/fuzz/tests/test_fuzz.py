@@ -16,9 +16,9 @@ import pytest
 from testinfra.host import Host
 
 from addresses import OWN
-from oracle import Fault
 from platform_stub import StubClient
 from probes import Mx, eventually
+from replies import Fault
 from report import dialogue
 from runner import Outcome, Runner
 from session import make
