@@ -223,8 +223,6 @@ class Addresses:
         local, domain = self._text(string.ascii_letters, 1, 9), self._own()
         address = f"{local}@{domain}"
         refusals = (BAD_RECIPIENT, UNKNOWN_PARAMETER)
-        if self._random.random() < 0.1:
-            return Address("loose", f"<@{domain}>".encode(), f'""@{domain}'.encode(), refusals)
         wire = self._random.choice(
             (
                 address,
