@@ -23,7 +23,7 @@ from mx_validator.memory import Denied
 from mx_validator.responder import Responder
 from mx_validator.room import Room
 from mx_validator.server import Server, _Connection
-from mx_validator.verdict import Decider, Outcome, Times, Verdict
+from mx_validator.verdict import Decider, Disk, Outcome, Times, Verdict
 
 # Bytes that mean something to the parser, to the domain's rules, or to neither.
 PIECES = [
@@ -87,7 +87,7 @@ class Transport(asyncio.Transport):
 class Nowhere:
     """Keeps nothing."""
 
-    def keep(self, domain: str) -> None:
+    def keep(self, domain: str, age_seconds: float = 0.0) -> None:
         """Forget it."""
 
     drop = keep
@@ -113,7 +113,7 @@ async def fuzz(inputs: int, seed: int) -> None:
     """Feed them. Whatever the daemon's code raises ends the run."""
     chance = random.Random(seed)
     limits = Limits(TokenBucket(1e9, 1e9, 0.0), Breaker("none"))
-    decider = Decider(deny, Times(300, 60, 604800, 900), limits, Nowhere())
+    decider = Decider(deny, Times(300, 60, 604800, 900), limits, Disk(Nowhere(), Nowhere()))
     decider.load([("good.example", 1.0)])
     server = Server(Responder(decider, lambda: None, Room(Path("/"))).respond)  # type: ignore[arg-type,return-value]
     settled = 0

@@ -4,7 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from mx_validator.memory import DUE_LOOKED_AT, RETRY_SECONDS, Denials, Denied, KnownGood
+from mx_validator.memory import (
+    DUE_LOOKED_AT,
+    RETRY_SECONDS,
+    Denials,
+    Denied,
+    KnownGood,
+    room_for_known_good,
+)
 
 
 def test_denied_drops_the_least_recently_used() -> None:
@@ -40,15 +47,16 @@ def test_denied_forgets() -> None:
 @pytest.fixture
 def known() -> KnownGood:
     known = KnownGood(max_domains=3)
-    known.load([("a", 10.0), ("b", 20.0)])
+    known.load([("a", 10.0), ("b", 20.0)], {})
     return known
 
 
-def test_moments_are_whole_seconds_that_are_shared(known: KnownGood) -> None:
-    known.load([("x", 7.2), ("y", 7.9), ("z", -0.5)])
+def test_moments_are_whole_seconds_that_are_shared() -> None:
+    known = KnownGood()
+    known.load([("x", 7.2), ("y", 7.9), ("z", -0.5)], {})
     assert known.confirmed("x") == 7.0
     assert known.confirmed("x") is known.confirmed("y")
-    known.load([("u", 7.0), ("v", 8.0), ("w", 8.0)])
+    known.load([("u", 7.0), ("v", 8.0), ("w", 8.0)], {})
     assert known.confirmed("v") == 8.0
     assert known.confirmed("v") is known.confirmed("w")
     assert known.confirmed("z") == -1.0
@@ -64,18 +72,86 @@ def test_oldest_and_newest(known: KnownGood) -> None:
 
 
 def test_when_full_the_longest_unconfirmed_goes(known: KnownGood) -> None:
-    assert known.confirm("c", 30) is None
+    assert known.confirm("c", 30) == []
     known.confirm("a", 40)
-    assert known.confirm("d", 50) == "b"
+    assert known.confirm("d", 50) == ["b"]
     assert len(known) == 3
     assert known.confirmed("b") is None
 
 
+def test_when_full_an_unused_domain_goes_first(known: KnownGood) -> None:
+    known.confirm("c", 30)
+    known.confirm_unused("b", 40)
+    assert known.confirm("d", 50) == ["b"]
+    assert known.confirm("e", 60) == ["a"]
+    known.confirm_unused("e", 70)
+    assert len(known) == 3
+
+
+def test_when_too_many_are_loaded_those_that_are_too_many_go() -> None:
+    known = KnownGood(max_domains=2)
+    entries = [("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 4.0)]
+    assert known.load(entries, {"b": 0.0}) == ["b", "a"]
+    assert list(known.items()) == [("c", 3), ("d", 4)]
+
+
+@pytest.mark.parametrize(
+    ("host_bytes", "domains"),
+    [(2**40, 2_000_000), (2**30, 268_435), (2**20, 50_000)],
+)
+def test_the_bound_fits_the_memory_of_the_host(host_bytes: int, domains: int) -> None:
+    assert room_for_known_good(host_bytes) == domains
+
+
 def test_only_what_is_older_is_dropped(known: KnownGood) -> None:
-    assert known.drop_older_than(10) is None
-    assert known.drop_older_than(11) == "a"
-    assert known.drop_older_than(11) is None
-    assert KnownGood().drop_older_than(11) is None
+    known.load([("u", 15.0)], {"u": 5.0})
+    assert known.expired(10) == []
+    assert known.expired(11) == ["a"]
+    assert known.expired(16) == ["a", "u"]
+    assert KnownGood().expired(11) == []
+
+
+# -- unused domains -----------------------------------------------------------
+
+
+def test_a_domain_that_is_confirmed_without_a_mail_is_unused(known: KnownGood) -> None:
+    assert known.confirm_unused("a", 30) == 10  # its last mail was followed by a confirmation
+    assert known.confirmed_for_mail("a") is None
+    assert known.confirmed("a") == 30
+    assert known.is_unused("a")
+    assert list(known.items()) == [("b", 20), ("a", 30)]
+    assert (known.oldest(), known.newest()) == (20, 30)
+    assert known.confirm_unused("a", 40) == 10
+    known.mail("a", 50)
+    known.mail("b", 50)
+    assert known.confirm_unused("a", 60) == 50
+    known.confirm("a", 70)
+    assert known.confirmed_for_mail("a") == 70
+    assert not known.is_unused("a")
+    assert len(known) == 2
+    assert known.confirm_unused("never", 80) is None
+    assert len(known) == 2
+
+
+def test_an_unused_domain_can_be_dropped(known: KnownGood) -> None:
+    known.confirm_unused("a", 30)
+    assert known.drop("a")
+    assert not known.drop("a")
+    assert known.confirmed("a") is None
+
+
+def test_unused_domains_are_asked_about_while_they_had_mail() -> None:
+    known = KnownGood()
+    known.load([("u", 5.0), ("v", 6.0), ("w", 90.0)], {"u": 4.0, "v": 3.0, "w": 1.0})
+    assert known.old_due(7, 4, 100) == ["u"]
+    assert known.old_due(7, 3, 100) == ["u", "v"]
+
+
+def test_those_left_alone_do_not_stand_before_others() -> None:
+    known = KnownGood()
+    names = [str(number) for number in range(100)]
+    known.load([(name, 5.0) for name in names], dict.fromkeys(names[:99], 1.0) | {"99": 4.0})
+    assert [known.old_due(7, 4, 100) for _ in range(5)][-1] == ["99"]
 
 
 @pytest.mark.parametrize(
@@ -121,11 +197,11 @@ def test_after_a_doubt_there_is_a_pause(
 
 
 def test_due_is_what_is_old(known: KnownGood) -> None:
-    assert known.old_due(10, 100) == []
-    assert known.old_due(11, 100) == ["a"]
+    assert known.old_due(10, 0, 100) == []
+    assert known.old_due(11, 0, 100) == ["a"]
     known.leave("a", 100)
-    assert known.old_due(11, 100) == []
-    assert known.old_due(11, 110) == ["a"]
+    assert known.old_due(11, 0, 100) == []
+    assert known.old_due(11, 0, 110) == ["a"]
 
 
 def test_due_is_what_is_denied(known: KnownGood) -> None:
@@ -137,7 +213,7 @@ def test_due_is_what_is_denied(known: KnownGood) -> None:
 
 def test_due_finds_the_denied_behind_many_that_could_not_be_asked_about() -> None:
     known = KnownGood()
-    known.load((str(number), 0.0) for number in range(100))
+    known.load(((str(number), 0.0) for number in range(100)), {})
     for number in range(99):
         known.leave(str(number), 0)
     known.deny("99", 0, 60, 60)
@@ -146,7 +222,7 @@ def test_due_finds_the_denied_behind_many_that_could_not_be_asked_about() -> Non
 
 def test_nothing_is_due_of_what_was_dropped(known: KnownGood) -> None:
     known.deny("a", 100, 160, 60)
-    assert known.drop_older_than(11) == "a"
+    known.drop("a")
     assert known.denied_due(160) == []
 
 
@@ -165,8 +241,8 @@ def test_due_begins_with_what_was_asked_longest_ago(known: KnownGood) -> None:
 
 def test_due_looks_at_few() -> None:
     known = KnownGood()
-    known.load((str(number), 0.0) for number in range(100))
+    known.load(((str(number), 0.0) for number in range(100)), {})
     for number in range(100):
         known.deny(str(number), 0, 0, 60)
     assert len(known.denied_due(1)) == DUE_LOOKED_AT
-    assert len(known.old_due(1, 1)) == DUE_LOOKED_AT
+    assert len(known.old_due(1, 0, 1)) == DUE_LOOKED_AT

@@ -13,7 +13,7 @@ from mx_validator.protocol import Request, RequestType, parse_reply
 from mx_validator.responder import Responder
 from mx_validator.room import Room
 from mx_validator.status import Status
-from mx_validator.verdict import Answer, Decider, Outcome, Times, Verdict
+from mx_validator.verdict import Answer, Decider, Disk, Outcome, Times, Verdict
 
 ANSWERS = {
     "yes.example": Outcome(Verdict.ALLOW, "platform says yes", "allow"),
@@ -27,7 +27,7 @@ async def ask(domain: str, _: Kind) -> Outcome:
 
 
 class Nowhere:
-    def keep(self, domain: str) -> None:
+    def keep(self, domain: str, age_seconds: float = 0.0) -> None:
         """Forget it."""
 
     drop = keep
@@ -36,7 +36,7 @@ class Nowhere:
 @pytest.fixture
 def decider(clock: FakeClock) -> Decider:
     limits = Limits(TokenBucket(100, 100, clock()), Breaker("/etc/key"))
-    return Decider(ask, Times(300, 60, 604800, 900), limits, Nowhere(), clock)
+    return Decider(ask, Times(300, 60, 604800, 900), limits, Disk(Nowhere(), Nowhere()), clock)
 
 
 ROOM = Room(Path("/"))

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import FakeClock, eventually_async
 from mx_validator import limits, verdict
 from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
 from mx_validator.memory import Denied
-from mx_validator.verdict import UNEXPECTED, Answer, Decider, Outcome, Source, Times, Verdict
+from mx_validator.verdict import UNEXPECTED, Answer, Decider, Disk, Outcome, Source, Times, Verdict
 
 YES = Outcome(Verdict.ALLOW, "platform says yes", "allow")
 NO = Outcome(Verdict.DENY, "platform says no", "deny")
@@ -44,17 +44,27 @@ class Platform:
         return outcome
 
 
-class Disk:
-    """What is kept beyond the end of the process."""
+class Kept:
+    """What is kept beyond the end of the process, and since when."""
 
-    def __init__(self) -> None:
-        self.domains: set[str] = set()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.moments: dict[str, float] = {}
 
-    def keep(self, domain: str) -> None:
-        self.domains.add(domain)
+    @property
+    def domains(self) -> set[str]:
+        return set(self.moments)
+
+    def keep(self, domain: str, age_seconds: float = 0.0) -> None:
+        self.moments.pop(domain, None)
+        self.moments[domain] = self._clock() - age_seconds
 
     def drop(self, domain: str) -> None:
-        self.domains.discard(domain)
+        self.moments.pop(domain, None)
+
+    def ages(self) -> list[tuple[str, float]]:
+        now = self._clock()
+        return [(domain, max(0.0, now - moment)) for domain, moment in self.moments.items()]
 
 
 class World:
@@ -63,9 +73,17 @@ class World:
     def __init__(self, clock: FakeClock, outcome: Outcome = YES, times: Times = TIMES) -> None:
         self.clock = clock
         self.platform = Platform(outcome)
-        self.disk = Disk()
+        self.disk = Kept(clock)
+        self.mail_disk = Kept(clock)
         self.limits = Limits(TokenBucket(1000, 1000, clock()), Breaker("/etc/key"))
-        self.decider = Decider(self.platform.ask, times, self.limits, self.disk, clock)
+        self.times = times
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew with what was kept."""
+        disk = Disk(self.disk, self.mail_disk)
+        self.decider = Decider(self.platform.ask, self.times, self.limits, disk, self.clock)
+        self.decider.load(self.disk.ages(), dict(self.mail_disk.ages()))
 
     async def ask(self, domain: str = "x.example") -> Answer:
         """The answer that Postfix gets."""
@@ -461,6 +479,92 @@ async def test_unused_domains_are_confirmed_before_they_expire(world: World) -> 
     assert given_as(world.at_once(), "memory", 0)
 
 
+async def pass_days(world: World, days: int, beats_a_day: int = 24) -> None:
+    """Let time pass without mail."""
+    for _ in range(days * beats_a_day):
+        world.clock.now += DAY / beats_a_day
+        world.decider.tend()
+        await world.settle()
+
+
+@pytest.mark.parametrize("restart_days", [0, 1, 3])
+async def test_a_domain_without_mail_for_weeks_is_known_no_longer(
+    restart_days: int, world: World
+) -> None:
+    """However often the daemon is restarted meanwhile."""
+    await world.known_good(0)
+    for day in range(35):
+        if day <= 28:
+            assert world.decider.known_good.confirmed("x.example") is not None, day
+        await pass_days(world, 1)
+        if restart_days and day % restart_days == 0:
+            world.restart()
+            await world.ask("other.example")  # a verdict: only then something is dropped
+    assert world.decider.known_good.confirmed("x.example") is None
+    assert "x.example" not in world.disk.domains | world.mail_disk.domains
+    world.platform.asked.clear()
+    assert await world.ask() == ALLOW  # it is simply asked about anew
+    assert ("x.example", Kind.UNKNOWN) in world.platform.asked
+
+
+@pytest.mark.parametrize("pause", [4, 27])
+async def test_a_domain_with_rare_mail_stays_known(pause: int, world: World) -> None:
+    await world.known_good(0)
+    for _ in range(6):
+        await pass_days(world, pause)
+        assert world.at_once().verdict is Verdict.ALLOW
+        await world.settle()
+    assert world.mail_disk.domains <= {"x.example"}
+
+
+async def test_mail_for_a_domain_that_was_just_confirmed_by_itself_counts(world: World) -> None:
+    await world.known_good(3.5 * DAY + 1)
+    for _ in range(20):
+        world.decider.tend()
+        await world.settle()
+        world.clock.now += 100
+        assert given_as(world.at_once(), "memory", 100)  # asked about long after this mail only
+        world.clock.now += 3.5 * DAY
+    assert world.mail_disk.moments["x.example"] > world.clock.now - 8 * DAY
+    assert {kind for _, kind in world.platform.asked} == {Kind.REFRESH}
+
+
+async def test_mail_that_comes_while_the_platform_is_asked_counts(world: World) -> None:
+    await world.known_good(3.5 * DAY + 1)
+    world.platform.free.clear()
+    world.decider.tend()
+    assert world.at_once().verdict is Verdict.ALLOW
+    world.platform.free.set()
+    await world.settle()
+    assert not world.decider.known_good.is_unused("x.example")
+    assert world.decider.allows_at_once("x.example")
+
+
+async def test_an_unused_domain_stays_good_for_its_days_in_an_outage(world: World) -> None:
+    await world.known_good(0)
+    await pass_days(world, 28)
+    last = world.decider.known_good.confirmed("x.example")
+    assert last is not None
+    world.platform.outcome = AWAY
+    world.restart()
+    world.clock.now = last + 7 * DAY - 1
+    world.decider.tend()
+    assert world.at_once().verdict is Verdict.ALLOW
+
+
+async def test_what_is_loaded_beyond_the_bound_leaves_the_disk(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.disk.moments = dict.fromkeys(["a", "b", "c"], 0)
+    world.mail_disk.moments = dict.fromkeys(["b", "gone"], -100)
+    world.decider.known_good.max_domains = 2
+    world.decider.load(world.disk.ages(), dict(world.mail_disk.ages()))
+    assert world.disk.domains == {"a", "c"}
+    assert world.mail_disk.domains == set()
+    await world.ask("d")
+    assert caplog.text.count("no room for more than 2 known-good domains") == 1
+
+
 async def test_no_domain_is_refreshed_while_it_is_fresh(world: World) -> None:
     world.decider.times = replace(TIMES, known_good=400)
     await world.known_good(300)
@@ -477,7 +581,7 @@ async def test_expired_domains_are_dropped_while_the_platform_gives_verdicts(
     world: World,
 ) -> None:
     world.decider.load((f"{number}.example", 7 * DAY + 1) for number in range(25))
-    world.disk.domains = {"0.example", "24.example"}
+    world.disk.moments = {"0.example": 0, "24.example": 0}
     world.platform.free.clear()
     world.decider.tend()  # nothing is known of the platform yet
     assert len(world.decider.known_good) == 25
@@ -493,10 +597,8 @@ async def test_expired_domains_are_dropped_while_the_platform_gives_verdicts(
     world.platform.free.set()
 
 
-async def test_a_domain_displaced_from_memory_leaves_the_disk(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(world.decider.known_good, "_max_domains", 2)
+async def test_a_domain_displaced_from_memory_leaves_the_disk(world: World) -> None:
+    world.decider.known_good.max_domains = 2
     for name in ("a", "b", "c"):
         await world.ask(name)
     assert world.disk.domains == {"b", "c"}
@@ -800,52 +902,164 @@ async def test_refreshes_are_logged_if_something_may_change(
 
 # -- whatever happens ---------------------------------------------------------
 
+
+class Promise:
+    """What the documentation says about a domain that the platform confirmed.
+
+    It is good for seven days after the last yes. A no counts when the platform has said it at least
+    five times in a row, the first time at least a quarter of an hour ago, and never more than three
+    minutes after the time before. Any other answer begins the row anew, and so does a restart.
+    """
+
+    def __init__(self, clock: FakeClock, grace: int, max_gap: int) -> None:
+        self._clock = clock
+        self._grace = grace
+        self._max_gap = max_gap
+        self.confirmed: dict[str, float] = {}
+        self.rows: dict[str, list[float]] = {}
+
+    def is_good(self, domain: str) -> bool:
+        return self._clock() - self.confirmed.get(domain, float("-inf")) < 7 * DAY
+
+    def hear(self, domain: str, outcome: Outcome) -> None:
+        """Take in what the platform says."""
+        now = self._clock()
+        if outcome is YES:
+            self.confirmed[domain] = now
+        row = self.rows.setdefault(domain, [])
+        if outcome is not NO or (row and now - row[-1] > self._max_gap):
+            row.clear()
+        if outcome is NO:
+            row.append(now)
+            if not self.is_good(domain) or (len(row) >= 5 and now - row[0] >= self._grace):
+                self.confirmed.pop(domain, None)
+                row.clear()
+
+
+class Wall:
+    """The clock on the wall, which somebody sets."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.ahead = 0
+
+    def __call__(self) -> float:
+        return self._clock() + self.ahead
+
+
+class Life(World):
+    """A world in which everything can happen, and the promise that has to be kept in it."""
+
+    domains = ("x.example", "y.example", "z.example")
+
+    def __init__(self, times: Times, max_gap: int) -> None:
+        super().__init__(FakeClock(), times=times)
+        self.wall = Wall(self.clock)
+        self.disk, self.mail_disk = Kept(self.wall), Kept(self.wall)
+        self.promise = Promise(self.clock, int(times.deny_grace), max_gap)
+        self.flapping = False
+        self._asked = 0
+        self.restart()
+
+    def restart(self) -> None:
+        super().restart()
+        self.limits.breaker.reset("/etc/key")
+        self.decider._ask = self._answer
+
+    async def _answer(self, domain: str, _: Kind) -> Outcome:
+        self._asked += 1
+        # An answer now and then, just enough for the breaker to let more questions pass.
+        outcome = AWAY if self.flapping and self._asked % 4 else self.platform.outcome
+        self.promise.hear(domain, outcome)
+        return outcome
+
+    async def pass_time(self, seconds: int, mailed: str | None) -> None:
+        """Let time pass, with a beat of the daemon now and then, and mail or none."""
+        beat = 1 if seconds < 20 else max(20, seconds // 50)
+        for _ in range(0, seconds, beat):
+            self.clock.now += beat
+            if mailed:
+                await self.mail(mailed)
+            self.decider.tend()
+            await self.settle()
+            self.check()
+
+    async def mail(self, domain: str) -> None:
+        good = self.promise.is_good(domain)
+        answer = await self.ask(domain)
+        if good:
+            assert answer.verdict is Verdict.ALLOW
+        if answer.verdict is Verdict.ALLOW:
+            assert domain in self.promise.confirmed
+        await self.settle()
+
+    def check(self) -> None:
+        """See that exactly those are good that should be."""
+        for domain in self.domains:
+            confirmed = self.decider.known_good.confirmed(domain)
+            good = confirmed is not None and self.clock() - confirmed < 7 * DAY
+            assert good is self.promise.is_good(domain), domain
+
+    def begin_anew(self) -> None:
+        """Restart the daemon, which knows of the past what the clock on the wall says."""
+        self.promise.rows.clear()
+        for domain in [*self.promise.confirmed]:
+            moment = self.disk.moments.get(domain)
+            if moment is None:
+                assert not self.promise.is_good(domain)
+                del self.promise.confirmed[domain]
+            else:
+                age = max(0, self.wall() - moment)
+                self.promise.confirmed[domain] = self.clock() - age
+        self.restart()
+
+    def set_clock(self, seconds: int) -> None:
+        self.wall.ahead += seconds
+
+    def change_platform(self) -> None:
+        self.promise.rows.clear()
+        self.decider.change_platform()
+
+
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from([YES, NO, AWAY, REFUSED]),
-        st.sampled_from([0, 1, 20, 59, 61, 301, 1000, 4 * DAY, 8 * DAY]),
-        st.sampled_from(["x.example", "y.example"]),
+        st.sampled_from([NO, NO, NO, YES, AWAY, REFUSED]),
+        st.sampled_from([False, False, True]),  # whether it answers only now and then
+        st.sampled_from([1, 30, 61, 170, 190, 301, 700, 700, 800, 1000, 4 * DAY, 8 * DAY]),
+        st.sampled_from([*Life.domains, None]),  # gets mail meanwhile
+        st.sampled_from([None, None, None, "restart", "forward", "back", "platform"]),
     ),
-    max_size=40,
+    max_size=15,
 )
 
 
-@given(STEPS)
-def test_the_promise(steps: list[tuple[Outcome, int, str]]) -> None:
-    """Who was confirmed is allowed until it is denied for the grace, or out of time."""
-    asyncio.run(keep_the_promise(steps))
+Step = tuple[Outcome, bool, int, str | None, str | None]
 
 
-async def keep_the_promise(steps: list[tuple[Outcome, int, str]]) -> None:
-    clock = FakeClock()
-    world = World(clock)
-    confirmed: dict[str, float] = {}
-    denied_since: dict[str, float] = {}
+@pytest.mark.parametrize(
+    ("times", "max_gap"),
+    # A fifth of the grace is less than the TTL of the second: it is asked about every 12 s.
+    [(TIMES, 180), (replace(TIMES, deny_ttl=20, deny_grace=60), 36)],
+)
+@settings(max_examples=300)
+@given(steps=STEPS)
+def test_the_promise(steps: list[Step], times: Times, max_gap: int) -> None:
+    """Through outages, answers now and then, restarts and clocks that are set."""
+    asyncio.run(keep_the_promise(Life(times, max_gap), steps))
 
-    async def ask(domain: str, _: Kind) -> Outcome:
-        outcome = world.platform.outcome
-        if outcome is YES:
-            confirmed[domain] = clock()
-        if outcome is NO:
-            since = denied_since.setdefault(domain, clock())
-            if clock() - since >= TIMES.deny_grace:
-                confirmed.pop(domain, None)  # it counts from now on, whatever comes after it
-        else:
-            denied_since.pop(domain, None)
-        return outcome
 
-    world.decider._ask = ask
-    for outcome, seconds, domain in steps:
-        clock.now += seconds
-        world.platform.outcome = outcome
-        good_for = 7 * DAY - (clock() - confirmed.get(domain, float("-inf")))
-        doubted_for = clock() - denied_since.get(domain, clock())
-        answer = await world.ask(domain)
-        if good_for > 0 and doubted_for < TIMES.deny_grace:
-            assert answer.verdict is Verdict.ALLOW
-        if answer.verdict is Verdict.DENY:
-            assert domain in denied_since
-        if answer.verdict is Verdict.ALLOW:
-            assert domain in confirmed
-        world.decider.tend()
-        await world.settle()
+async def keep_the_promise(life: Life, steps: list[Step]) -> None:
+    events: dict[str | None, Callable[[], None]] = {
+        None: lambda: None,
+        "restart": life.begin_anew,
+        "forward": lambda: life.set_clock(3 * DAY),
+        "back": lambda: life.set_clock(-3 * DAY),
+        "platform": life.change_platform,
+    }
+    for domain in life.domains[:2]:
+        await life.mail(domain)
+    for outcome, flapping, seconds, mailed, event in steps:
+        life.platform.outcome, life.flapping = outcome, flapping
+        events[event]()
+        life.check()
+        await life.pass_time(seconds, mailed)

@@ -8,7 +8,9 @@ import json
 import re
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,8 @@ BACK_SECONDS = 60  # until everything is normal once the platform is back
 GRACE_SECONDS = 4  # validator_deny_grace_seconds of the test hosts
 FLOOD_DOMAINS = 100_000
 RATE, BURST = 20, 200  # the role's defaults
+FIRST_MAILS = 800  # for as many domains, from so many senders at once
+SENDERS = 8
 
 
 def go_away(platform: StubClient, way: str) -> None:
@@ -299,3 +303,35 @@ def test_flood(host: Host, platform: StubClient, known_good: str) -> None:
     asked = [each for each in platform.requests() if each["domain"].endswith(suffix)]
     seconds = figures["ended"] - figures["began"]
     assert BURST <= len(asked) <= BURST + RATE * seconds
+
+
+# -- the beginning ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("list_mode", ["allow", "not_found"])
+def test_a_host_that_begins_defers_no_domain_of_the_platform(
+    host: Host, mx: Mx, platform: StubClient, domain: str, list_mode: str
+) -> None:
+    for number in range(FIRST_MAILS):
+        platform.answer(f"{number}.{domain}", "allow", delay_ms=50)
+    platform.answer_list(list_mode)
+    host.check_output("supervisorctl stop mx-validator")
+    host.check_output(f"rm -f {STORE}*")
+    host.check_output("supervisorctl start mx-validator")
+    shares = [range(first, FIRST_MAILS, SENDERS) for first in range(SENDERS)]
+    with ThreadPoolExecutor(SENDERS) as pool:
+        codes = pool.map(lambda share: first_mails(mx, domain, share), shares)
+    assert sum(codes, Counter()) == {250: FIRST_MAILS}
+    assert len(platform.list_requests()) == 1
+
+
+def first_mails(mx: Mx, domain: str, numbers: range) -> Counter[int]:
+    """Name a recipient at each of the domains, in as few transactions as there may be."""
+    codes: Counter[int] = Counter()
+    with mx.smtp() as session:
+        for position, number in enumerate(numbers):
+            if position % 50 == 0:
+                session.rset()
+                session.command("MAIL FROM:<>")
+            codes[session.command(f"RCPT TO:<a@{number}.{domain}>").code] += 1
+    return codes

@@ -5,18 +5,27 @@ All moments are those of one monotonic clock, in seconds.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-# About 220 bytes each, so that this takes 450 MB; a platform has a thousandth of it.
-KNOWN_GOOD_DOMAINS = 2_000_000
+KNOWN_GOOD_DOMAINS = 2_000_000  # at most; a platform has a thousandth of it
+LEAST_KNOWN_GOOD_DOMAINS = 50_000  # also on a host with less memory than anybody rents
+KNOWN_GOOD_BYTES = 250  # each
+KNOWN_GOOD_PART = 16  # at most one part in so many of the host's memory is for them
 DENIED_DOMAINS = 100_000  # about 250 bytes each
 # A domain whose refresh came to nothing is asked about again after this time, not with every mail.
 RETRY_SECONDS = 10.0
 DUE_LOOKED_AT = 20  # entries at a time, so that looking costs the same however many there are
+
+
+def room_for_known_good(host_bytes: int) -> int:
+    """Return for how many known-good domains a host with so much memory has room."""
+    room = host_bytes // KNOWN_GOOD_PART // KNOWN_GOOD_BYTES
+    return max(LEAST_KNOWN_GOOD_DOMAINS, min(KNOWN_GOOD_DOMAINS, room))
 
 
 class Denied:
@@ -68,47 +77,97 @@ class Denials(NamedTuple):
 
 
 class KnownGood:
-    """Domains that the platform confirmed, with the moment at which it last did."""
+    """Domains that the platform confirmed, with the moment at which it last did.
+
+    A domain whose last confirmation was not for a mail is unused, until it is confirmed for one.
+    """
 
     def __init__(self, max_domains: int = KNOWN_GOOD_DOMAINS) -> None:
-        self._max_domains = max_domains
+        self.max_domains = max_domains
         # The longest unconfirmed first, so that the ones to drop or to ask about are found at once.
         self._confirmed: OrderedDict[str, float] = OrderedDict()
+        # Unused ones apart: what nearly all mail is for stays small. With the moment of their last
+        # mail, and in the same order, but for those that are not asked about any more.
+        self._unused: OrderedDict[str, tuple[float, float]] = OrderedDict()
         # What the last refresh came to if it was no confirmation. The first to be asked again is
         # the first to be found; the others, of which an outage makes many, do not stand before it.
         self._denials: OrderedDict[str, Denials] = OrderedDict()
         self._pauses: dict[str, float] = {}
         self._moment = 0.0
-        self.confirmed = self._confirmed.get
+        # The moment of a domain that is not unused.
+        self.confirmed_for_mail = self._confirmed.get
 
     def __len__(self) -> int:
         """Return how many domains are known good."""
-        return len(self._confirmed)
+        return len(self._confirmed) + len(self._unused)
 
-    def items(self) -> Iterable[tuple[str, float]]:
-        """Return all domains with their moments, the longest ago first."""
-        return self._confirmed.items()
+    def items(self) -> Iterator[tuple[str, float]]:
+        """Yield all domains with their moments, the longest ago first."""
+        unused = ((domain, confirmed) for domain, (confirmed, _) in self._unused.items())
+        return heapq.merge(unused, self._confirmed.items(), key=lambda item: item[1])
+
+    def confirmed(self, domain: str) -> float | None:
+        """Return the moment of a domain; None if it is not known good."""
+        moment = self._confirmed.get(domain)
+        if moment is None and domain in self._unused:
+            moment, _ = self._unused[domain]
+        return moment
 
     def oldest(self) -> float | None:
-        """Return the moment of the domain that has been unconfirmed longest."""
+        """Return the moment of the domain in use that has been unconfirmed longest."""
         return next(iter(self._confirmed.values()), None)
 
     def newest(self) -> float | None:
         """Return the moment of the last confirmation."""
-        return next(reversed(self._confirmed.values()), None)
+        unused = (confirmed for confirmed, _ in reversed(self._unused.values()))
+        last = [*itertools.islice(reversed(self._confirmed.values()), 1)]
+        return max([*last, *itertools.islice(unused, 1)], default=None)
 
-    def load(self, entries: Iterable[tuple[str, float]]) -> None:
-        """Add domains with their moments, the longest ago first."""
-        self._confirmed.update((domain, self._shared(moment)) for domain, moment in entries)
+    def load(self, entries: Iterable[tuple[str, float]], mailed: Mapping[str, float]) -> list[str]:
+        """Add domains with their moments, the longest ago first; return those that had to go.
 
-    def confirm(self, domain: str, now: float) -> str | None:
-        """Remember that the platform confirms a domain; return the one that had to go for it."""
+        `mailed` has those that are unused, with the moment of their last mail.
+        """
+        displaced = []
+        for domain, moment in entries:
+            if domain in mailed:
+                self._unused[domain] = (self._shared(moment), float(math.floor(mailed[domain])))
+            else:
+                self._confirmed[domain] = self._shared(moment)
+            displaced += self._displaced()
+        return displaced
+
+    def confirm(self, domain: str, now: float) -> list[str]:
+        """Remember that the platform confirms a domain; return those that had to go for it."""
         self._settle(domain)
+        self._unused.pop(domain, None)
         self._confirmed[domain] = self._shared(now)
         self._confirmed.move_to_end(domain)
-        if len(self._confirmed) > self._max_domains:
-            return self._drop_oldest()
-        return None
+        return self._displaced()
+
+    def confirm_unused(self, domain: str, now: float) -> float | None:
+        """Remember that the platform confirms a domain though no mail came for it.
+
+        Returns the moment of its last mail; None if the domain was not known good.
+        """
+        self._settle(domain)
+        # Until now, each mail was followed by a confirmation.
+        confirmed = self._confirmed.pop(domain, None)
+        _, mailed = self._unused.pop(domain, (confirmed, confirmed))
+        if mailed is not None:
+            self._unused[domain] = (self._shared(now), mailed)
+        return mailed
+
+    def is_unused(self, domain: str) -> bool:
+        """Whether a domain is known good, but last confirmed without a mail."""
+        return domain in self._unused
+
+    def mail(self, domain: str, now: float) -> None:
+        """Remember that mail came for a domain, if it is unused."""
+        unused = self._unused.get(domain)
+        if unused is not None:
+            confirmed, _ = unused
+            self._unused[domain] = (confirmed, self._shared(now))
 
     def deny(self, domain: str, now: float, ask_again: float, max_gap: float) -> Denials:
         """Remember that the platform denies a domain; return its denials in a row.
@@ -138,13 +197,18 @@ class KnownGood:
     def drop(self, domain: str) -> bool:
         """Forget a domain; return whether it was there."""
         self._settle(domain)
-        return self._confirmed.pop(domain, None) is not None
+        return (
+            self._confirmed.pop(domain, None) is not None
+            or self._unused.pop(domain, None) is not None
+        )
 
-    def drop_older_than(self, before: float) -> str | None:
-        """Forget the longest unconfirmed domain if that was before `before`, and return it."""
-        if self._confirmed and next(iter(self._confirmed.values())) < before:
-            return self._drop_oldest()
-        return None
+    def expired(self, before: float) -> list[str]:
+        """Return some of the domains that were last confirmed earlier than `before`."""
+        used = itertools.islice(self._confirmed.items(), DUE_LOOKED_AT)
+        unused = itertools.islice(self._unused.items(), DUE_LOOKED_AT)
+        return [domain for domain, moment in used if moment < before] + [
+            domain for domain, (moment, _) in unused if moment < before
+        ]
 
     def may_refresh(self, domain: str, now: float) -> bool:
         """Whether it is time to ask the platform about a domain again."""
@@ -160,13 +224,23 @@ class KnownGood:
             if now >= denials.ask_again
         ]
 
-    def old_due(self, before: float, now: float) -> list[str]:
-        """Return domains to ask about that the platform last confirmed earlier than `before`."""
-        return [
+    def old_due(self, before: float, mailed_since: float, now: float) -> list[str]:
+        """Return domains to ask about that the platform last confirmed earlier than `before`.
+
+        Unused ones among them have had a mail since `mailed_since`; without, they are left alone.
+        """
+        due = [
             domain
             for domain, moment in itertools.islice(self._confirmed.items(), DUE_LOOKED_AT)
             if moment < before and self.may_refresh(domain, now)
         ]
+        for domain, unused in [*itertools.islice(self._unused.items(), DUE_LOOKED_AT)]:
+            moment, mailed = unused
+            if moment < before and mailed < mailed_since:
+                self._unused.move_to_end(domain)  # out of the way of those behind it
+            elif moment < before and self.may_refresh(domain, now):
+                due.append(domain)
+        return due
 
     def _shared(self, moment: float) -> float:
         """Return the moment in whole seconds: one object for all domains confirmed within one.
@@ -181,7 +255,10 @@ class KnownGood:
         self._denials.pop(domain, None)
         self._pauses.pop(domain, None)
 
-    def _drop_oldest(self) -> str:
-        domain, _ = self._confirmed.popitem(last=False)
-        self._settle(domain)
-        return domain
+    def _displaced(self) -> list[str]:
+        """Forget a domain if there are too many: an unused one if possible, else the oldest."""
+        if len(self) <= self.max_domains:
+            return []
+        domain = next(iter(self._unused or self._confirmed))
+        self.drop(domain)
+        return [domain]

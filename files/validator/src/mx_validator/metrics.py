@@ -45,7 +45,7 @@ _GAUGES: list[tuple[str, str, Callable[[Status], float | None]]] = [
     ("known_good_domains", "Domains that the platform once confirmed.", lambda s: s.known_good),
     (
         "known_good_oldest_seconds",
-        "Since the confirmation of the known-good domain that waits longest for a new one.",
+        "Since the confirmation of the domain in use that waits longest for a new one.",
         lambda s: s.oldest_seconds,
     ),
     (

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import sys
@@ -16,6 +17,7 @@ from mx_validator import log
 from mx_validator.config import Config, ConfigError, read_api_key, read_config
 from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
 from mx_validator.listener import Listener, only_copy
+from mx_validator.memory import room_for_known_good
 from mx_validator.metrics import Metrics, served
 from mx_validator.platform import PlatformClient, Target
 from mx_validator.responder import Responder
@@ -23,11 +25,13 @@ from mx_validator.room import Room
 from mx_validator.server import MAX_CONNECTIONS, Server
 from mx_validator.status import Observer
 from mx_validator.store import Store
-from mx_validator.verdict import Decider, Outcome, Times
+from mx_validator.verdict import Decider, Disk, Outcome, Times
 from mx_validator.watchdog import Watchdog
 
 # The server's connections, and room for those to the platform, for Python and for libraries.
 OPEN_FILES = MAX_CONNECTIONS + 200
+# Beside the file of known-good domains: when mail last came for the unused ones among them.
+MAIL_FILE = "last-mail.sqlite"
 # The event loop gets its turn after this time, however busy the threads are that ask the platform.
 SWITCH_SECONDS = 0.0001
 
@@ -84,6 +88,8 @@ class _Service:
         log.set_level(config.log_level)
         self._client = PlatformClient(target)
         self._store = Store(config.known_good_file)
+        # A second file of the same form. Without it, unused domains stay known for longer.
+        self._mail_store = Store(config.known_good_file.with_name(MAIL_FILE))
         self._limits = Limits(
             TokenBucket(config.rate_per_second, config.burst, time.monotonic()),
             Breaker(str(config.api_key_file)),
@@ -91,7 +97,9 @@ class _Service:
         # The socket is in Postfix's queue, or smtpd in its chroot could not reach it.
         self._room = Room(config.socket.parent)
         self._metrics = Metrics()
-        self._decider = Decider(self._ask, _times(config), self._limits, self._store)
+        disk = Disk(self._store, self._mail_store)
+        self._decider = Decider(self._ask, _times(config), self._limits, disk)
+        self._decider.known_good.max_domains = room_for_known_good(_host_bytes())
         self._observer = Observer(
             self._decider,
             self._limits,
@@ -105,13 +113,14 @@ class _Service:
 
     async def start(self) -> None:
         """Load what is known good, and set everything going."""
-        self._decider.load(self._store.load())
+        self._decider.load(self._store.load(), dict(self._mail_store.load()))
         # What has been loaded stays: it need not be searched for garbage time and again, a pause
         # that grows with it.
         gc.collect()
         gc.freeze()
         logger.info("%d known-good domains loaded", len(self._decider.known_good))
         self._store.start()
+        self._mail_store.start()
         self._watchdog = Watchdog(self._beat)
         self._metrics.add(self._observer)
         self._serve_metrics()
@@ -123,6 +132,7 @@ class _Service:
         self._metrics_server.close()
         self._client.close()
         self._store.stop()
+        self._mail_store.stop()
 
     def reload(self) -> None:
         """Read the configuration and the key again. If they are not usable, go on as before."""
@@ -192,6 +202,11 @@ class _Service:
 def _read(path: Path) -> tuple[Config, Target]:
     config = read_config(path)
     return config, Target(config.url, read_api_key(config.api_key_file), config.ca_file)
+
+
+def _host_bytes() -> int:
+    """The host's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _metrics_place(config: Config) -> tuple[str, int]:

@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -31,7 +31,8 @@ GAP_QUESTIONS = 3
 GAP_QUESTION_SECONDS = 10.0  # at least for each of them: one may take 12, and waits for its turn
 # After this part of its time a known-good domain is asked about even if no mail comes for it.
 REFRESH_UNUSED_AFTER = 0.5
-EXPIRED_DROPPED_AT_ONCE = 20
+# But no more when there has been no mail for it for so long: then it ends with its time.
+MAIL_SECONDS = 28 * 86400.0
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +84,20 @@ Ask = Callable[[str, Kind], Awaitable[Outcome]]
 
 
 class Keeper(Protocol):
-    """Keeps known-good domains beyond the end of the process."""
+    """Keeps domains and a moment of each beyond the end of the process."""
 
-    def keep(self, domain: str) -> None:
-        """Keep a domain that has just been confirmed."""
+    def keep(self, domain: str, age_seconds: float = 0.0) -> None:
+        """Keep a domain with a moment so long ago."""
 
     def drop(self, domain: str) -> None:
         """Keep a domain no longer."""
+
+
+class Disk(NamedTuple):
+    """What is kept of known-good domains."""
+
+    confirmed: Keeper  # all, and when the platform last confirmed them
+    mailed: Keeper  # the unused ones among them, and when mail last came for them
 
 
 @dataclass(frozen=True)
@@ -110,27 +118,38 @@ class Decider:
         ask: Ask,
         times: Times,
         limits: Limits,
-        keeper: Keeper,
+        disk: Disk,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.times = times
         self.known_good = KnownGood()
-        self._confirmed = self.known_good.confirmed
+        self._confirmed_for_mail = self.known_good.confirmed_for_mail
         self.denied = Denied()
         # On the platform's own list, and not asked about yet. That is no verdict.
         self.listed: set[str] = set()
         self.answers: Counter[tuple[str, Source]] = Counter()
         self._ask = ask
         self._limits = limits
-        self._keeper = keeper
+        self._disk = disk
         self._clock = clock
         self._fresh_since = float("-inf")
         self._questions: dict[str, asyncio.Task[Answer]] = {}
+        self._without_mail: set[str] = set()  # what they are about, if no mail gave occasion
+        self._is_full = False
 
-    def load(self, ages: Iterable[tuple[str, float]]) -> None:
-        """Take over known-good domains with their ages in seconds, the oldest first."""
+    def load(
+        self, ages: Iterable[tuple[str, float]], mail_ages: Mapping[str, float] | None = None
+    ) -> None:
+        """Take over known-good domains with their ages in seconds, the oldest first.
+
+        `mail_ages` has the seconds since their last mail for those that are unused.
+        """
         now = self._clock()
-        self.known_good.load((domain, now - age) for domain, age in ages)
+        mailed = {domain: now - age for domain, age in (mail_ages or {}).items()}
+        self._displace(self.known_good.load(((domain, now - age) for domain, age in ages), mailed))
+        for domain in mailed:
+            if self.known_good.confirmed(domain) is None:
+                self._disk.mailed.drop(domain)
 
     def ages(self) -> Iterator[tuple[str, float]]:
         """Yield all known-good domains with their ages in seconds, the oldest first."""
@@ -143,6 +162,7 @@ class Decider:
         They stay: most often it is the same platform under another name, or a slip of the pen.
         """
         self._questions.clear()
+        self._without_mail.clear()
         self.denied.clear()
         self.listed.clear()
         self.known_good.settle_all()
@@ -151,16 +171,16 @@ class Decider:
     def forget(self, domain: str) -> bool:
         """Forget a domain and what is on its way about it; return whether anything was known."""
         self._questions.pop(domain, None)
+        self._without_mail.discard(domain)
         self.listed.discard(domain)
-        self._keeper.drop(domain)
-        return self.known_good.drop(domain) | self.denied.drop(domain)
+        return self._drop(domain) | self.denied.drop(domain)
 
     def allows_at_once(self, domain: str) -> bool:
         """Whether a domain is known good so freshly that there is nothing else to do.
 
         The short way of `decide`, for what is asked most; whatever is no normal form is not known.
         """
-        confirmed = self._confirmed(domain)
+        confirmed = self._confirmed_for_mail(domain)
         if (
             confirmed is None
             or self._clock() - confirmed >= self.times.allow_ttl
@@ -200,17 +220,13 @@ class Decider:
         health = self._limits.breaker.health
         if health.last_verdict is not None and health.failing_since is None:
             # Not while the platform is silent: nothing could bring back what a wrong clock drops.
-            for _ in range(EXPIRED_DROPPED_AT_ONCE):
-                domain = self.known_good.drop_older_than(
-                    now - max(times.known_good, times.allow_ttl)
-                )
-                if domain is None:
-                    break
-                self._keeper.drop(domain)
-        unused = now - max(times.known_good * REFRESH_UNUSED_AFTER, times.allow_ttl)
+            for domain in self.known_good.expired(now - max(times.known_good, times.allow_ttl)):
+                self._drop(domain)
         self._refresh_denied(now)
-        for domain in self.known_good.old_due(unused, now):
-            self._refresh(domain, now)
+        old = now - max(times.known_good * REFRESH_UNUSED_AFTER, times.allow_ttl)
+        for domain in self.known_good.old_due(old, now - MAIL_SECONDS, now):
+            if self._refresh(domain, now):
+                self._without_mail.add(domain)
 
     def count(self, answer: Answer) -> Answer:
         """Count an answer, and return it."""
@@ -220,6 +236,8 @@ class Decider:
     def _recall(self, domain: str, now: float) -> Answer | None:
         confirmed = self.known_good.confirmed(domain)
         if confirmed is not None:
+            self.known_good.mail(domain, now)
+            self._without_mail.discard(domain)
             age = now - confirmed
             if age < self.times.allow_ttl and confirmed >= self._fresh_since:
                 return Answer(Verdict.ALLOW, "platform says yes", "memory", age)
@@ -231,14 +249,16 @@ class Decider:
             return Answer(Verdict.DENY, "platform says no", "memory", denied_for)
         return None
 
-    def _refresh(self, domain: str, now: float) -> None:
-        """Ask about a known-good domain behind everybody's back, if that is possible now."""
+    def _refresh(self, domain: str, now: float) -> bool:
+        """Ask about a known-good domain behind everybody's back; return whether that can be now."""
         if (
-            domain not in self._questions
-            and self.known_good.may_refresh(domain, now)
-            and self._limits.permit_refresh(now)
+            domain in self._questions
+            or not self.known_good.may_refresh(domain, now)
+            or not self._limits.permit_refresh(now)
         ):
-            self._start(domain, Kind.REFRESH)
+            return False
+        self._start(domain, Kind.REFRESH)
+        return True
 
     def _refresh_denied(self, now: float) -> None:
         for domain in self.known_good.denied_due(now):
@@ -300,17 +320,41 @@ class Decider:
         else:
             breaker.succeeded(now)
             self.listed.discard(domain)
+        without_mail = domain in self._without_mail
+        self._without_mail.discard(domain)
         if outcome.verdict is Verdict.ALLOW:
-            self._confirm(domain, now)
+            self._confirm(domain, now, without_mail)
         elif outcome.verdict is Verdict.DENY and (answer := self._deny(domain, now)):
             return answer
         return Answer(outcome.verdict, outcome.reason, "platform")
 
-    def _confirm(self, domain: str, now: float) -> None:
-        self._keeper.keep(domain)
-        displaced = self.known_good.confirm(domain, now)
-        if displaced is not None:
-            self._keeper.drop(displaced)
+    def _confirm(self, domain: str, now: float, without_mail: bool) -> None:
+        mailed = self.known_good.confirm_unused(domain, now) if without_mail else None
+        self._disk.confirmed.keep(domain)
+        if mailed is not None:
+            self._disk.mailed.keep(domain, now - mailed)
+            return
+        if self.known_good.is_unused(domain):
+            self._disk.mailed.drop(domain)
+        self._displace(self.known_good.confirm(domain, now))
+
+    def _displace(self, domains: list[str]) -> None:
+        """Keep domains no longer that had to go from memory, and say so once."""
+        for domain in domains:
+            self._drop(domain)
+        if domains and not self._is_full:
+            self._is_full = True
+            logger.warning(
+                "no room for more than %d known-good domains: those without mail go first, and are"
+                " asked about again when mail comes",
+                len(self.known_good),
+            )
+
+    def _drop(self, domain: str) -> bool:
+        """Let a domain be known good no longer; return whether it was."""
+        self._disk.confirmed.drop(domain)
+        self._disk.mailed.drop(domain)
+        return self.known_good.drop(domain)
 
     def _deny(self, domain: str, now: float) -> Answer | None:
         """Remember a denial; return the answer if it does not count yet."""
@@ -327,8 +371,7 @@ class Decider:
                 reason += f" counts from {DENIALS_TO_COUNT} times in {times.deny_grace:g} s on"
                 return Answer(Verdict.ALLOW, reason, "known good", now - confirmed)
         if confirmed is not None:
-            self.known_good.drop(domain)
-            self._keeper.drop(domain)
+            self._drop(domain)
         self.denied.add(domain, now)
         return None
 
