@@ -289,6 +289,30 @@ def test_known_good_outlives_the_process(
     assert daemon.ask("joe@no.example") == RETRY
 
 
+def test_when_mail_last_came_outlives_the_process(daemon: Daemon, stub: Stub) -> None:
+    day = 86400
+    place = daemon.store.with_name("last-mail.sqlite")
+    stub.client.default("allow")
+    for path, kept in (
+        (daemon.store, {"left.example": 4 * day, "rare.example": 4 * day}),
+        (place, {"left.example": 29 * day, "gone.example": 29 * day}),
+    ):
+        store = Store(path)
+        store.start()
+        for domain, age in kept.items():
+            store.keep(domain, age)
+        store.stop()
+    daemon.start()
+    eventually(stub.client.count)
+    daemon.stop()
+    assert [request["domain"] for request in stub.client.requests()] == ["rare.example"]
+    mailed = dict(Store(place).load())
+    assert {domain: round(age / day) for domain, age in mailed.items()} == {
+        "left.example": 29,
+        "rare.example": 4,
+    }
+
+
 FIRST_MAILS = 600  # for as many domains of the platform
 CLIENTS = 8  # smtpd processes that ask at the same time
 
