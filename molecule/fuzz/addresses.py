@@ -347,7 +347,10 @@ class Addresses:
         return Address("routing sender", b"<" + address + b">", address)
 
     def _utf8_sender(self, domain: str) -> Address:
-        address = f"{self._text('äöü用户', 1, 9)}@{domain}".encode()
+        if self._random.random() < 0.5:
+            address = f"{self._atoms()}@bücher.isp.example".encode()
+        else:
+            address = f"{self._text('äöü用户', 1, 9)}@{domain}".encode()
         return Address("utf-8 sender", b"<" + address + b">", address, utf8=True)
 
     def _literal_sender(self, _: str) -> Address:

@@ -13,6 +13,7 @@ from stored import HOPS, NEAR, headers, hops, size
 
 RECIPIENTS = 100  # of one transaction, smtpd_recipient_limit
 QUEUED = re.compile(r"queued as (\w+)$")
+UNDECLARED = ("501 5.1.[37] ", "553 5.6.7 ")  # outside ASCII, and no SMTPUTF8
 SEQUENCE = "503 5.5.1 "
 TOO_LARGE = "552 5.3.4 "
 BDAT_REFUSED = "551 5.0.0 Discarded "  # a chunk after one that was refused
@@ -156,7 +157,7 @@ class Judge:
         must_be_refused = address.stored is None or step.refusals
         allowed = (*address.refusals, *step.refusals)
         if address.utf8 and not step.utf8:
-            allowed += ("553 5.6.7 ",)
+            allowed += UNDECLARED
         if not must_be_refused:
             allowed += ("250 ",)
         # smtpd.c keeps the size of a refused MAIL until RSET or EHLO, for one that says none.
@@ -176,7 +177,7 @@ class Judge:
             return
         allowed = (*address.refusals, *step.refusals)
         if address.utf8 and not self._mail.utf8:
-            allowed += ("553 5.6.7 ", "501 5.1.3 ")
+            allowed += UNDECLARED
         if address.stored is not None and not step.refusals:
             allowed += ("250 ",)
         if len(self._taken) >= RECIPIENTS or self._may_be_twin(step):
