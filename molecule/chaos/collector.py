@@ -19,9 +19,9 @@ PAUSE_SECONDS = 0.3
 class Collector(threading.Thread):
     """One connection after another; takes the messages whose number is its own."""
 
-    def __init__(self, mx: Mx, ledger: Ledger, number: int) -> None:
+    def __init__(self, collectors: Collectors, ledger: Ledger, number: int) -> None:
         super().__init__(daemon=True)
-        self._mx = mx
+        self._collectors = collectors
         self._ledger = ledger
         self._number = number
         self._ending = threading.Event()
@@ -34,7 +34,7 @@ class Collector(threading.Thread):
             # What was not deleted is fetched again.
             with (
                 contextlib.suppress(OSError, imaplib.IMAP4.error),
-                self._mx.imap(timeout=TIMEOUT_SECONDS) as session,
+                self._collectors.mx.imap(timeout=TIMEOUT_SECONDS) as session,
             ):
                 while self._batch(session):
                     pass
@@ -69,10 +69,11 @@ def do(session: imaplib.IMAP4_SSL, command: str, *arguments: str) -> list[Any]:
 
 
 class Collectors:
-    """All connections of the platform."""
+    """All connections of the platform; the next ones log in as `mx` says."""
 
     def __init__(self, mx: Mx, ledger: Ledger) -> None:
-        self._threads = [Collector(mx, ledger, number) for number in range(COLLECTORS)]
+        self.mx = mx
+        self._threads = [Collector(self, ledger, number) for number in range(COLLECTORS)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
-from platform_stub import MODES, StubClient
-from probes import Mx, eventually
-from sender import TIMEOUT_SECONDS, Senders
-from testhost import Host, TestHostError, run
+from operators import HANDS
+from platform_stub import MODES
+from probes import eventually
+from scene import Disaster, Scene
+from sender import TIMEOUT_SECONDS
+from strangers import hostile_senders
+from testhost import TestHostError, run
 
 POSTFIX_DAEMONS = (
     *("master", "smtpd", "cleanup", "qmgr", "lmtp", "trivial-rewrite", "tlsmgr", "anvil"),
@@ -26,39 +28,11 @@ DOVECOT_PROCESSES = ("lmtp", "imap", "imap-login", "auth", "anvil", "log", "conf
 AWAY = sorted({*MODES} - {"allow", "deny"})
 QUEUE = "var/spool/postfix"
 MAILBOX = "var/vmail"
+KNOWN_GOOD = "var/lib/mx-validator/known-good.sqlite"
+DAMAGED_BYTES = 64
 CLOCK = "/run/mx-clock"
 CLOCK_JUMPS = ("+2d", "-30d", "+400d", "-1000d", "+0")
 CLOCK_UNIT = "/run/systemd/system/supervisor.service.d"
-PACKAGES = "postfix dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d supervisor"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Whom it happens to."""
-
-    host: Host
-    mx: Mx
-    stub: StubClient
-    senders: Senders
-    site: Callable[..., Any]
-    random: random.Random
-    wait_for_accepted: Callable[[], object]
-
-    def shell(self, command: str) -> str:
-        """Run a command on the host as root."""
-        return run(*self.host.ssh(command))
-
-    def hold(self) -> None:
-        """Let it last."""
-        time.sleep(self.random.uniform(1, 3))
-
-
-@dataclass(frozen=True)
-class Disaster:
-    """One of them; `strike` returns when it is over, and leaves nothing broken on purpose."""
-
-    name: str
-    strike: Callable[[Scene], object]
 
 
 def killed(name: str, command: str) -> Disaster:
@@ -145,7 +119,7 @@ END
 {restart}"""
     )
     for offset in CLOCK_JUMPS:
-        scene.wait_for_accepted()
+        scene.accepted_again()
         scene.shell(f"echo {offset} > {CLOCK}")
         scene.hold()
     scene.shell(f"rm -r {CLOCK_UNIT} {CLOCK} && {restart}")
@@ -185,6 +159,38 @@ def certificate_renewed(scene: Scene) -> None:
     eventually(lambda: ssl.get_server_certificate(address), lambda seen: seen != before)
 
 
+def known_good_damaged(scene: Scene) -> None:
+    """Rows and bytes of the known-good file are spoilt; the daemon starts with what is left."""
+    path = scene.host.root / KNOWN_GOOD
+
+    def overwrite(part: Path) -> None:
+        size = part.stat().st_size
+        with part.open("r+b") as file:
+            for _ in range(DAMAGED_BYTES if size else 0):
+                file.seek(scene.random.randrange(size))
+                file.write(scene.random.randbytes(1))
+
+    def spoil_rows() -> None:
+        with closing(sqlite3.connect(path, timeout=TIMEOUT_SECONDS)) as connection, connection:
+            rows = connection.execute("SELECT id FROM known_good").fetchall()
+            for value in ("yesterday", float("-inf"), b"\xff"):
+                spoil = "UPDATE known_good SET confirmed = ? WHERE id = ?"
+                connection.execute(spoil, (value, *scene.random.choice(rows)))
+
+    def overwrite_bytes() -> None:
+        for part in sorted(path.parent.glob(f"{path.name}*")):
+            overwrite(part)
+
+    for spoil in (spoil_rows, overwrite_bytes):
+        # Nobody but the file can say now which domains are the platform's.
+        scene.stub.listen(False)
+        spoil()
+        scene.shell("supervisorctl restart mx-validator")
+        scene.hold()
+        scene.stub.listen(True)
+        scene.accepted_again()
+
+
 DISASTERS = (
     killed("validator", "pkill -9 -u mx-validator"),
     killed("supervisord", "pkill -9 -x supervisord"),
@@ -208,13 +214,10 @@ DISASTERS = (
     Disaster("clock of the validator jumps", clock_jumps),
     Disaster("network cut in DATA", network_cut),
     Disaster("reprovision", lambda scene: scene.site()),
-    Disaster(
-        "packages installed again",
-        lambda scene: scene.shell(
-            f"DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --reinstall {PACKAGES}"
-        ),
-    ),
     Disaster("certificate renewed", certificate_renewed),
+    Disaster("known-good file damaged", known_good_damaged),
+    Disaster("hostile senders", hostile_senders),
+    *HANDS,
 )
 
 

@@ -112,6 +112,14 @@ class Ledger:
         with self._lock:
             return {e.recipient for e in self.events if e.kind == "accepted"} - set(self.copies)
 
+    def fetched_of(self, since: float) -> int:
+        """Return how many of the messages that were accepted since then have been fetched."""
+        with self._lock:
+            return sum(
+                e.kind == "accepted" and e.time >= since and e.recipient in self.copies
+                for e in self.events
+            )
+
     def judge(self, disasters: list[tuple[float, float]]) -> Verdict:
         """Compare both sides; a message may have come twice only in the time of a disaster."""
         accepted = [e for e in self.events if e.kind == "accepted"]

@@ -13,6 +13,7 @@ Control port, everything in JSON:
     GET, PUT /default                  what all other domains get, "deny" at first
     GET, PUT /list                     what who asks for the list gets: "allow" is the domains that
                                        have "allow" by name
+    GET, PUT /api-key                  the Bearer key that is right
     GET, PUT /listening                true or false: false closes the API port and its connections
     GET, DELETE /requests              what the API port was asked about domains, oldest first
     GET /requests/count                how often it was asked
@@ -108,12 +109,14 @@ class Request:
 class State:
     """The answers wanted and the questions asked, shared by both ports."""
 
-    def __init__(self) -> None:
+    def __init__(self, api_key: str) -> None:
         self._lock = threading.Lock()
         self._released = threading.Event()
+        self._first_api_key = api_key
         self._clear()
 
     def _clear(self) -> None:
+        self.api_key = self._first_api_key
         self.answers: dict[str, Answer] = {}
         self.default = Answer("deny")
         self.list_answer = Answer("allow")
@@ -224,9 +227,8 @@ def response(status: int, content_type: str, body: str) -> tuple[bytes, bytes]:
 class ApiHandler(Handler):
     """The platform's port."""
 
-    def __init__(self, state: State, api_key: str, *args: Any) -> None:
+    def __init__(self, state: State, *args: Any) -> None:
         self._state = state
-        self._authorization = f"Bearer {api_key}"
         super().__init__(*args)
 
     def do_GET(self) -> None:
@@ -246,7 +248,7 @@ class ApiHandler(Handler):
     def _request(self) -> Request:
         url = urlsplit(self.path)
         domain = parse_qs(url.query, keep_blank_values=True).get("domain", [None])[0]
-        authorized = self.headers.get("Authorization") == self._authorization
+        authorized = self.headers.get("Authorization") == f"Bearer {self._state.api_key}"
         return Request(time.time(), url.path, url.query, domain, authorized, list(self.headers))
 
     def _answer(
@@ -346,6 +348,8 @@ class ControlHandler(Handler):
             ("GET", "/list"): lambda: asdict(state.list_answer),
             ("PUT", "/list"): lambda: setattr(state, "list_answer", Answer(**value)),
             ("GET", "/list/requests"): lambda: [asdict(each) for each in state.list_requests],
+            ("GET", "/api-key"): lambda: state.api_key,
+            ("PUT", "/api-key"): lambda: setattr(state, "api_key", value),
             ("GET", "/listening"): lambda: self._stub.listening,
             ("PUT", "/listening"): partial(self._stub.listen, value),
             ("GET", "/requests"): lambda: [asdict(request) for request in list(state.requests)],
@@ -379,9 +383,9 @@ class PlatformStub:
         control_port: int = 0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.state = State()
+        self.state = State(api_key)
         self._tls = tls
-        self._handler = lambda *args: ApiHandler(self.state, api_key, *args)
+        self._handler = lambda *args: ApiHandler(self.state, *args)
         self._listen_lock = threading.Lock()
         self._api: Server | None = Server((address, port), self._handler, tls)
         self._control = Server((address, control_port), lambda *args: ControlHandler(self, *args))
@@ -450,6 +454,15 @@ class StubClient:
 
     def list_requests(self) -> Any:
         return self._call("GET", "/list/requests")
+
+    @property
+    def api_key(self) -> str:
+        """The Bearer key that is right."""
+        return str(self._call("GET", "/api-key"))
+
+    @api_key.setter
+    def api_key(self, key: str) -> None:
+        self._call("PUT", "/api-key", key)
 
     def listen(self, wanted: bool) -> None:
         self._call("PUT", "/listening", wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import imaplib
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +106,26 @@ def test_many_changes_at_once_and_back(
     works(mx, platform, domain)
     assert processes(host) == before  # nothing was restarted, neither there nor back
     assert site().recap["changed"] == 0
+
+
+def test_renamed_user_gets_the_mail(
+    host: Host, mailbox: Mx, platform: StubClient, domain: str, site: Callable[..., Any]
+) -> None:
+    """What came before, what waited meanwhile and what comes after is there under the new name."""
+    platform.answer(domain, "allow")
+    renamed = replace(mailbox, username="fetcher")
+    assert mailbox.send(f"before@{domain}", MESSAGE).code == 250
+    mailbox.fetch_when(1)
+    host.check_output("systemctl stop dovecot")
+    assert mailbox.send(f"meanwhile@{domain}", MESSAGE).code == 250
+    site("--tags=dovecot", catchall_username=renamed.username)
+    assert mailbox.send(f"after@{domain}", MESSAGE).code == 250
+    host.check_output("postqueue -f")
+    found = {message.original_to for message in renamed.fetch_when(3)}
+    assert found == {f"before@{domain}", f"meanwhile@{domain}", f"after@{domain}"}
+    assert {message.original_to for message in renamed.fetch_pop3()} == found
+    site("--tags=dovecot")
+    assert mailbox.count() == 3
 
 
 # With the role that says no, so that the test need not wait for the others.

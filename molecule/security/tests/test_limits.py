@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from hostile import CONNECTIONS, NOOP, Attack
 from platform_stub import StubClient
 from probes import Mx, eventually, unverified
 
@@ -19,6 +20,8 @@ SLOW = 100
 SLOW_SECONDS = 2.0  # between two bytes
 GREETING_SECONDS = 60
 MAILS = 20
+HOSTILE = 6  # addresses, which with 50 connections each have all 300 processes
+HONEST_MAILS = 3
 MESSAGE = b"Subject: x\r\n\r\nx\r\n"
 STOP = "systemctl stop postfix dovecot supervisor"
 START = "systemctl start supervisor dovecot postfix"
@@ -101,6 +104,21 @@ def test_who_holds_every_process_does_not_hold_it_for_long(
     for holder in holders:
         holder.join()
     eventually(mailbox.count, lambda seen: seen == 1)
+
+
+def test_noops_on_every_process_do_not_keep_mail_out(
+    mailbox: Mx, platform: StubClient, domain: str, outsiders: list[str]
+) -> None:
+    """Six addresses that stay within their limit, and never say anything that is an error."""
+    platform.answer(domain, "allow")
+    sources = outsiders[:HOSTILE]
+    with Attack(mailbox.address, dict.fromkeys(sources, NOOP)) as attack:
+        eventually(lambda: attack.held >= HOSTILE * CONNECTIONS)
+        for number in range(HONEST_MAILS):
+            # It gives up after a minute; real senders wait for a greeting five times as long.
+            assert mailbox.send(f"n{number}@{domain}", MESSAGE).code == 250
+        assert attack.held > (HOSTILE - 1) * CONNECTIONS  # it still goes on
+    eventually(mailbox.count, lambda seen: seen == HONEST_MAILS)
 
 
 def test_flood_of_connections_is_told_to_come_back(
