@@ -133,8 +133,8 @@ class Contents:
         form = self._random.randrange(20)
         if form == 0:  # hundreds
             return b"".join(self._header() for _ in range(self._random.randint(100, 600)))
-        if form == 1:  # many hops; with the 50th, our own counted, it is a loop
-            return HOP * self._random.choice((30, 48, 49, 60))
+        if form == 1:  # many hops; with the 1,000th, our own counted, it is refused
+            return HOP * self._random.choice((30, 60, 998, 999))
         return b"".join(self._header() for _ in range(self._random.choice((0, 1, 2, 5, 9))))
 
     def _header(self) -> bytes:

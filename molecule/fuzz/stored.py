@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contents import DROPPED, Chunks, Content, Data
 
 RECORD = 2048  # line_length_limit: Postfix looks no further for the colon of a header
-HOPS = 50  # hopcount_limit, our own Received header counted
+HOPS = 1000  # hopcount_limit, our own Received header counted
 NEAR = (
     100  # smtpd counts long lines as more than they are: within a 100th of the limit, both is right
 )

@@ -67,7 +67,7 @@ def test_check_says_where_an_answer_comes_from(daemon: Daemon, stub: Stub) -> No
     stop = threading.Event()
 
     def flood() -> None:
-        """Ask all the time: the command takes longer to start than the next question has to wait."""
+        """Ask all the time: a token may come back before the command has started."""
         while not stop.is_set():
             daemon.ask("joe@made-up.example")
 
