@@ -38,10 +38,10 @@ access = {
     "ansible_ssh_private_key_file": f"{lab['folder']}/ssh_key",
     "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab['folder']}/known_hosts",
 }
-for name, variables in SENDERS.items():
-    variables["ansible_user"] = "root"
+for name, settings in SENDERS.items():
+    settings["ansible_user"] = "root"
     if name in found:
-        variables["ansible_host"] = found[name]["address"]
+        settings["ansible_host"] = found[name]["address"]
 for name, variables in HOSTS.items():
     variables["mx_hostname"] = f"{name}.example.com"
     if name in found:

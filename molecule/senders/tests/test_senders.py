@@ -86,10 +86,9 @@ def test_all_of_it_arrives(mailbox: Mx, platform: StubClient, domain: str, sende
     platform.answer(f"xn--bcher-kva.{domain}", "allow")
     sent: dict[str, tuple[str, Mail]] = {}
     for name, mail in MAILS.items():
-        for way in ("sendmail", "submit"):
+        for way, hand_over in (("sendmail", sender.sendmail), ("submit", sender.submit)):
             if mail.envelope.isascii() or way in OUTSIDE_ASCII[sender.name]:
                 recipient = mail.recipient.format(len(sent), domain)
-                hand_over = getattr(sender, way)
                 reply = hand_over(mail.sender, recipient, (COMMON + mail.data).encode())
                 assert reply.code == 250, (name, way, reply)
                 sent[recipient] = (f"{name}, {way}", mail)
