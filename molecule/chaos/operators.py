@@ -7,7 +7,7 @@ import dataclasses
 from scene import RECOVERY_SECONDS, Disaster, Scene
 
 PACKAGES = "postfix postfix-pcre dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d supervisor"
-IMPATIENCE = 10
+IMPATIENCE = 10  # times in a row
 OTHER_USERNAME = "fetcher"
 OTHER_API_KEY = "chaos-API-key-8c21"
 # The newest version but the one that is installed, of those packages of which there are two.
