@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
 import urllib.request
@@ -289,6 +291,16 @@ def test_known_good_outlives_the_process(
     assert daemon.ask("joe@no.example") == RETRY
 
 
+def unused(place: Path) -> set[str]:
+    """The domains in a file of last mails."""
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"{place.as_uri()}?mode=ro", uri=True)) as connection,
+    ):
+        return {str(domain) for (domain,) in connection.execute("SELECT domain FROM known_good")}
+    return set()
+
+
 def test_when_mail_last_came_outlives_the_process(daemon: Daemon, stub: Stub) -> None:
     day = 86400
     place = daemon.store.with_name("last-mail.sqlite")
@@ -303,7 +315,7 @@ def test_when_mail_last_came_outlives_the_process(daemon: Daemon, stub: Stub) ->
             store.keep(domain, age)
         store.stop()
     daemon.start()
-    eventually(stub.client.count)
+    eventually(lambda: unused(place) == {"left.example", "rare.example"})
     daemon.stop()
     assert [request["domain"] for request in stub.client.requests()] == ["rare.example"]
     mailed = dict(Store(place).load())
@@ -311,6 +323,19 @@ def test_when_mail_last_came_outlives_the_process(daemon: Daemon, stub: Stub) ->
         "left.example": 29,
         "rare.example": 4,
     }
+
+
+def test_a_damaged_file_of_last_mails_is_begun_anew(daemon: Daemon, stub: Stub) -> None:
+    stub.client.default("allow")
+    store = Store(daemon.store)
+    store.start()
+    store.keep("rare.example", 4 * 86400)
+    store.stop()
+    place = daemon.store.with_name("last-mail.sqlite")
+    place.write_bytes(b"garbage" * 1000)
+    daemon.start()
+    eventually(lambda: unused(place) == {"rare.example"})
+    assert daemon.ask("joe@rare.example") == OK
 
 
 FIRST_MAILS = 600  # for as many domains of the platform

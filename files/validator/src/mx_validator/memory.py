@@ -106,6 +106,10 @@ class KnownGood:
         unused = ((domain, confirmed) for domain, (confirmed, _) in self._unused.items())
         return heapq.merge(unused, self._confirmed.items(), key=lambda item: item[1])
 
+    def mailed(self) -> Iterator[tuple[str, float]]:
+        """Yield the unused domains with the moments of their last mail."""
+        return ((domain, mailed) for domain, (_, mailed) in self._unused.items())
+
     def confirmed(self, domain: str) -> float | None:
         """Return the moment of a domain; None if it is not known good."""
         moment = self._confirmed.get(domain)

@@ -197,6 +197,8 @@ class _Service:
         self._room.look()
         if self._store.wants_all:
             self._store.keep_all(self._decider.ages())
+        if self._mail_store.wants_all:
+            self._mail_store.keep_all(self._decider.mail_ages())
 
 
 def _read(path: Path) -> tuple[Config, Target]:

@@ -85,9 +85,9 @@ class Store:
         self._stopping.set()
         self._thread.join(STOP_SECONDS)
 
-    def keep(self, domain: str) -> None:
-        """Keep a domain that was confirmed just now."""
-        self._queue.put((domain, self._wall_clock()))
+    def keep(self, domain: str, age_seconds: float = 0.0) -> None:
+        """Keep a domain that was confirmed just now, or some time ago."""
+        self._queue.put((domain, self._wall_clock() - age_seconds))
 
     def keep_all(self, ages: Iterable[tuple[str, float]]) -> None:
         """Keep these domains, with their ages in seconds and the oldest first, and no others."""

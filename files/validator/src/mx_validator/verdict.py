@@ -156,6 +156,11 @@ class Decider:
         now = self._clock()
         return ((domain, now - moment) for domain, moment in self.known_good.items())
 
+    def mail_ages(self) -> Iterator[tuple[str, float]]:
+        """Yield the unused ones among them, with the seconds since their last mail."""
+        now = self._clock()
+        return ((domain, now - moment) for domain, moment in self.known_good.mailed())
+
     def change_platform(self) -> None:
         """Forget what was denied, and ask about each known-good domain at its next mail.
 
