@@ -60,6 +60,13 @@ def test_what_is_kept_comes_back_the_oldest_first(
     assert list(Store(file, wall_clock=clock).load()) == [("b.example", 130), ("a.example", 110)]
 
 
+def test_a_clock_that_begins_in_1970(file: Path, stores: Stores) -> None:
+    running = stores()
+    running.keep("a.example", age_seconds=5000)
+    running.stop()
+    assert on_disk(file) == [("a.example", 0)]
+
+
 def test_it_is_on_disk_without_an_end_of_the_process(file: Path, stores: Stores) -> None:
     running = stores()
     running.keep("a.example")

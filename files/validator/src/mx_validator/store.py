@@ -87,7 +87,8 @@ class Store:
 
     def keep(self, domain: str, age_seconds: float = 0.0) -> None:
         """Keep a domain that was confirmed just now, or some time ago."""
-        self._queue.put((domain, self._wall_clock() - age_seconds))
+        # Not before 1970, which no row can say: a clock may begin there at the start of the host.
+        self._queue.put((domain, max(0.0, self._wall_clock() - age_seconds)))
 
     def keep_all(self, ages: Iterable[tuple[str, float]]) -> None:
         """Keep these domains, with their ages in seconds and the oldest first, and no others."""
