@@ -116,6 +116,20 @@ def test_the_same_recipient_twice_gives_one_message(
     ]
 
 
+def test_refused_recipients_do_not_end_the_transaction(
+    mailbox: Mx, platform: StubClient, domain: str
+) -> None:
+    """Else a sender that names them in the same order each time would never come to its message."""
+    platform.answer(domain, "allow")
+    with mailbox.smtp() as session:
+        session.command("MAIL FROM:<>")
+        assert session.command(f"RCPT TO:<a@{domain}>").code == 250
+        for number in range(25):
+            assert session.command(f"RCPT TO:<{number}@foreign.{domain}>").code == 554
+        assert session.message(HEADER).code == 250
+    assert mailbox.fetch_when(1)[0].original_to == f"a@{domain}"
+
+
 def test_forged_envelope_headers_are_removed(
     mailbox: Mx, platform: StubClient, domain: str
 ) -> None:
