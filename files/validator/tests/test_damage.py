@@ -206,6 +206,26 @@ def test_any_damage(file: Path, start: Start, seed: int) -> None:
     assert (again.damaged, again.trouble) == (False, None)
 
 
+def test_any_byte_of_the_first_page(file: Path) -> None:
+    """It says what the tables and columns are called; SQLite quotes that in its messages."""
+    good = file.read_bytes()
+    for place in (place for place in range(database.PAGE_BYTES) if good[place]):
+        for other in (good[place] ^ 1, 0xBE):  # 0xBE alone is not UTF-8
+            file.write_bytes(good[:place] + bytes([other]) + good[place + 1 :])
+            assert dict(Store(file).load()).keys() == NAMES, (place, other)
+
+
+def test_damage_in_a_name_of_a_column(file: Path, start: Start) -> None:
+    file.write_bytes(file.read_bytes().replace(b"domain TEXT", b"d\xbemain TEXT"))
+    running, found = start()
+    assert found.keys() == NAMES
+    assert running.trouble == "damaged (names that nobody gave)"
+    repaired(running, found)
+    again, found_again = start()
+    assert found_again == found
+    assert again.trouble is None
+
+
 @pytest.mark.parametrize("content", [b"not a database", b"not one, but as long as one" * 999])
 def test_a_file_that_is_no_database(file: Path, start: Start, content: bytes) -> None:
     file.write_bytes(content)

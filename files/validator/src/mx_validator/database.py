@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mx_validator.salvage import checked, checksum, salvage
 
@@ -103,10 +104,27 @@ class Reader:
         return self._path.stat().st_size <= PAGE_BYTES and not (log.exists() and log.stat().st_size)
 
 
+class _Connection(sqlite3.Connection):
+    """Says of damage in names of tables and columns, too, that it is an error of the database.
+
+    SQLite quotes such names in its messages; Python's module takes them for UTF-8, and fails.
+    """
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:  # noqa: ANN401 - as in the base class
+        try:
+            return super().execute(*arguments)
+        except UnicodeDecodeError as error:
+            raise sqlite3.DatabaseError("names that nobody gave") from error
+
+
 def connect(path: Path, way: str = "mode=rwc") -> sqlite3.Connection:
     """Open a file, the way as in a URI of SQLite. Text comes as bytes."""
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?{way}", timeout=BUSY_SECONDS, isolation_level=None, uri=True
+        f"{path.absolute().as_uri()}?{way}",
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        uri=True,
+        factory=_Connection,
     )
     connection.text_factory = bytes  # a damaged name need not be UTF-8
     return connection
