@@ -172,13 +172,13 @@ def known_good_damaged(scene: Scene) -> None:
 
     def spoil_rows() -> None:
         with closing(sqlite3.connect(path, timeout=TIMEOUT_SECONDS)) as connection, connection:
-            rows = connection.execute("SELECT id FROM known_good").fetchall()
+            rows = eventually(lambda: connection.execute("SELECT id FROM known_good").fetchall())
             for value in ("yesterday", float("-inf"), b"\xff"):
                 spoil = "UPDATE known_good SET confirmed = ? WHERE id = ?"
                 connection.execute(spoil, (value, *scene.random.choice(rows)))
 
     def overwrite_bytes() -> None:
-        for part in sorted(path.parent.glob(f"{path.name}*")):
+        for part in sorted(path.parent.iterdir()):
             overwrite(part)
 
     for spoil in (spoil_rows, overwrite_bytes):
