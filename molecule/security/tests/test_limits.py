@@ -107,7 +107,11 @@ def test_who_holds_every_process_does_not_hold_it_for_long(
 
 
 def test_noops_on_every_process_do_not_keep_mail_out(
-    mailbox: Mx, platform: StubClient, domain: str, outsiders: list[str]
+    mailbox: Mx,
+    platform: StubClient,
+    domain: str,
+    site: Callable[..., Any],
+    outsiders: list[str],
 ) -> None:
     """Six addresses that stay within their limit, and never say anything that is an error."""
     platform.answer(domain, "allow")
@@ -117,6 +121,7 @@ def test_noops_on_every_process_do_not_keep_mail_out(
         for number in range(HONEST_MAILS):
             # It gives up after a minute; real senders wait for a greeting five times as long.
             assert mailbox.send(f"n{number}@{domain}", MESSAGE).code == 250
+        site("--tags=postfix_verify")  # nor the operator who wants to do something about it
         assert attack.held > (HOSTILE - 1) * CONNECTIONS  # it still goes on
     eventually(mailbox.count, lambda seen: seen == HONEST_MAILS)
 
