@@ -70,7 +70,7 @@ def test_many_changes_at_once_and_back(
         catchall_password=changed.password,
         oempro_admin_api_key="another-API-key",
         dovecot_protocols=["imap", "imaps"],
-        postfix_extra_parameters={"smtpd_recipient_limit": 2},
+        postfix_extra_parameters={"smtpd_reject_footer": "Ask the postmaster"},
     )
     assert changed.password not in run.output
     assert "another-API-key" not in run.output
@@ -93,10 +93,7 @@ def test_many_changes_at_once_and_back(
         with pytest.raises(imaplib.IMAP4.error):
             session.login(changed.username, changed.password)
     # The further parameter.
-    with mx.smtp() as session:
-        session.command("MAIL FROM:<>")
-        to = f"RCPT TO:<postmaster@{changed.hostname}>"
-        assert [session.command(to).code for _ in range(3)] == [250, 250, 452]
+    assert "Ask the postmaster" in changed.rcpt(f"nobody@{changed.hostname}").text
     # The key: the platform refuses it, and nobody is refused for good because of that.
     platform.answer(domain, "allow")
     assert mx.rcpt(f"a@{domain}").code == 451
