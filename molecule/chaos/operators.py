@@ -85,8 +85,10 @@ def packages_upgraded(scene: Scene) -> None:
     scene.shell(f"{install} --reinstall --allow-downgrades {' '.join(others)}")
     scene.accepted_again()
     scene.shell(f"{install} {PACKAGES}")
-    scene.shell(f"dpkg-reconfigure --frontend=noninteractive {PACKAGES}")
+    # Debian's dovecot-imapd stops Dovecot then, and leaves it to the operator to start it again.
+    scene.shell(f"dpkg-reconfigure --frontend=noninteractive {PACKAGES} && systemctl start dovecot")
     scene.cannot_send()
+    scene.fetched_again()
 
 
 HANDS = (
