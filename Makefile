@@ -15,15 +15,23 @@ export MX_FUZZ_SESSION := $(SESSION)
 # For the test hosts, and for building Python's virtual environments.
 DEBIAN_PACKAGES := mmdebstrap debian-archive-keyring systemd-container iproute2 nftables openssh-client openssl pebble python3-venv testssl.sh
 
-# The scenarios share their test hosts.
-.NOTPARALLEL:
-.PHONY: help demo demo-down test lint unit molecule $(SCENARIOS) fuzz-mail bench bench-validator docs setup clean
+# How long a target took, for the table at the end of `make test`: make reads the clock when it begins it.
+TIMES := .times
+took = @printf '%6s s  %s\n' $$(( $$(date +%s) - $(shell date +%s) )) $@ >> $(TIMES)
+
+.PHONY: help demo demo-down test lint unit molecule $(SCENARIOS) fuzz-mail bench bench-validator docs setup clean \
+    host provision try login down
 
 help:
 	@echo 'make demo        build a bare Debian 13 host, make it an MX, and show mail arriving'
 	@echo 'make demo-down   remove every trace of it'
 	@echo 'make test        lint, unit tests and all scenarios on Debian 12 and 13'
 	@echo 'make lint, make unit, make molecule, make $(firstword $(SCENARIOS)) ...   parts of it'
+	@echo 'make host HOST=mx-trixie             make a provisioned test host (or mx-bookworm), and keep it'
+	@echo 'make try HOST=mx-trixie K=smuggling  run the tests whose names match against it'
+	@echo 'make provision HOST=mx-trixie        run the playbook against it again'
+	@echo 'make login HOST=mx-trixie            open a shell on it'
+	@echo 'make down        remove all test hosts'
 	@echo 'make chaos DURATION=3600 SEED=7   one disaster after another for an hour; nothing is lost'
 	@echo 'make fuzz-mail DURATION=600 SEED=7   SMTP sessions made at random; what got a 250 is in the mailbox'
 	@echo 'make fuzz-mail SEED=7 SESSION=123    one of them again, as a dialogue'
@@ -37,7 +45,11 @@ demo: setup
 demo-down:
 	python3 molecule/shared/demo.py down
 
-test: lint unit molecule
+# Two at a time: much of a scenario is waiting. What a target prints comes when it has ended.
+test: setup
+	@rm -f $(TIMES)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit molecule; status=$$?; \
+	    echo 'What took how long:'; sort --numeric-sort --reverse $(TIMES); exit $$status
 
 lint: $(VENV)/installed
 	yamllint .
@@ -50,16 +62,36 @@ lint: $(VENV)/installed
 	shellcheck .ci/run roles/postfix/files/check-postfix-file roles/tls/files/*
 	codespell --skip .git,$(VENV),.ansible --ignore-words-list anull,bu,iif,levl,succes
 	python docs/arguments.py --check
+	$(took)
 
 unit: $(VENV)/installed
 	cd files/validator && python -m pytest --cov --cov-fail-under=95 --quiet
+	$(took)
 
 molecule: $(SCENARIOS)
 
+# Each has a network and hosts of its own.
 $(SCENARIOS): setup
-	molecule test --scenario-name $@
+	MX_LAB=$@ molecule test --scenario-name $@
+	$(took)
 
 fuzz-mail: fuzz
+
+host: setup
+	ansible-playbook --inventory molecule/inventory --limit $(HOST),localhost molecule/shared/copy.yml
+
+provision: setup
+	ansible-playbook --inventory molecule/inventory --limit $(HOST) site.yml
+
+try: setup
+	python -m pytest --ansible-inventory=molecule/inventory --hosts='ansible://$(HOST)?sudo=true' -k '$(K)' \
+	    $(filter-out molecule/preflight/tests,$(wildcard molecule/*/tests))
+
+login:
+	python3 molecule/shared/testhost.py login $(HOST)
+
+down:
+	python3 molecule/shared/testhost.py down
 
 bench: setup
 	python molecule/benchmark/bench.py --json benchmark.json

@@ -30,6 +30,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT / "molecule" / "shared")]
 
+import shell  # noqa: E402
 import testhost  # noqa: E402
 from load import MESSAGE, RefusedError, send_all  # noqa: E402 - the line above says where its probes are
 from platform_stub import StubClient  # noqa: E402
@@ -77,7 +78,7 @@ class Bench:
     # -- provisioning ---------------------------------------------------------
 
     def shell(self, command: str, host: testhost.Host | None = None) -> str:
-        return testhost.run(*(host or self.host).ssh(command))
+        return shell.run(*(host or self.host).ssh(command))
 
     def create(self) -> None:
         """Make two bare hosts and the platform."""
@@ -372,7 +373,7 @@ def spread(figures: list[float]) -> str:
 
 def peak_memory(name: str) -> float:
     """The most that a process of this name has had in memory, in MB."""
-    (pid,) = testhost.processes(lambda words: words[0].split(" ")[0] == name)
+    (pid,) = shell.processes(lambda words: words[0].split(" ")[0] == name)
     status = Path(f"/proc/{pid}/status").read_text()
     peak = re.search(r"VmHWM:\s+(\d+)", status)
     assert peak

@@ -16,8 +16,8 @@ from platform_stub import MODES
 from probes import eventually
 from scene import Disaster, Scene
 from sender import TIMEOUT_SECONDS
+from shell import TestHostError, run
 from strangers import hostile_senders
-from testhost import TestHostError, run
 
 POSTFIX_DAEMONS = (
     *("master", "smtpd", "cleanup", "qmgr", "lmtp", "trivial-rewrite", "tlsmgr", "anvil"),

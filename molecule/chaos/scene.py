@@ -13,7 +13,8 @@ from ledger import Ledger
 from platform_stub import StubClient
 from probes import Mx, eventually
 from sender import Senders
-from testhost import Host, run
+from shell import run
+from testhost import Host
 
 RECOVERY_SECONDS = 60  # until mail is accepted again without anybody's help
 OUTSIDE = "192.0.2.99"  # nothing listens there: an attempt to connect is counted all the same

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from testhost import Lab, run
+from shell import run
+from testhost import Lab
 
 PORT = 25
 CONNECTIONS = 50  # of each address: as many as the role lets one have

@@ -1,106 +1,47 @@
 #!/usr/bin/env python3
 """Bare Debian test hosts on one machine: real systemd, real network address, reached over SSH.
 
-Each host is an overlay over a cached minimal root file system, booted by systemd-nspawn in a
-network namespace of its own. All traffic between hosts and to the outside passes the machine's
-routing, where an nftables table of this checkout counts what each host tries to send to SMTP ports.
+Each host is an overlay over a cached root file system, booted by systemd-nspawn in a network
+namespace of its own. All traffic between hosts and to the outside passes the machine's routing,
+where an nftables table of the lab counts what each host tries to send to SMTP ports.
 
-A checkout owns one "lab": a number N from 1 to 254, the network 10.99.N.0/24 (and fd99:0:0:N::/64),
-and everything that bears that number. Two checkouts never share one. Needs root and the Debian
-packages mmdebstrap, systemd-container, iproute2 and nftables.
+A lab is a number N from 1 to 254, the network 10.99.N.0/24 (and fd99:0:0:N::/64), and everything
+that bears that number. A checkout has one for each name in MX_LAB, and shares none with another.
+Needs root and the Debian packages mmdebstrap, systemd-container, iproute2 and nftables.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from images import CHECKOUT, PROVISIONED, RELEASES, bare, keep_layer, layer
+from shell import STOP_SECONDS, TestHostError, kill, locked, processes, run
+
 STUB = Path(__file__).resolve().with_name("platform_stub.py")
 LABS = Path("/var/lib/oempro-mx-testhosts")
-IMAGES = Path("/var/cache/oempro-mx-testhosts")
-MIRROR = os.environ.get("DEBIAN_MIRROR", "")  # empty: mmdebstrap's default
-
-RELEASES = ("bookworm", "trixie")
-# What a rented VPS has on its first day, and nothing more.
-PACKAGES = "systemd,systemd-sysv,dbus,udev,python3,openssh-server,sudo,iproute2,ca-certificates"
 ADMIN = "admin"  # the user who may sudo, for runs that do not log in as root
+PLATFORM = "platform.example.com"  # the same name in all labs, so that a copy can go to any
 
-IMAGE_AGE_SECONDS = 7 * 86400  # older images lack too many security updates
 BOOT_SECONDS = 90
-STOP_SECONDS = 30
 STUB_SECONDS = 15
 NSPAWN_REBOOT_STATUS = 133  # systemd-nspawn's exit status when the host asked for a reboot
 FIRST_ADDRESS = 11  # 10.99.N.11 is the first host, 10.99.N.1 this machine
+# What connects to the hosts from this machine comes from these, in all labs.
+TESTER, TESTER6 = "10.99.0.1", "fd99::1"
 SMTP_PORTS = "25, 465, 587"
 DISK = "mode=755,size=8G,nr_inodes=200k"  # a test makes it smaller while the host runs
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
-
-
-class TestHostError(Exception):
-    """What went wrong and what to do about it, for the person at the terminal."""
-
-
-def run(*command: str, stdin: str | None = None, check: bool = True) -> str:
-    """Run a command and return its standard output.
-
-    Raises:
-        TestHostError: it failed (with ``check``); the message has its standard error.
-    """
-    try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise TestHostError(
-            f"{error.filename} is not there; run `make setup`, or: apt-get install "
-            "mmdebstrap systemd-container iproute2 nftables openssh-client"
-        ) from None
-    if check and done.returncode != 0:
-        raise TestHostError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file for the time of the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def processes(wanted: Callable[[list[str]], bool]) -> list[int]:
-    """Return the processes whose command line is a wanted one, the oldest first."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if wanted(entry.read_bytes().decode(errors="replace").split("\0")):
-                found.append(int(entry.parent.name))
-    return sorted(found)
-
-
-def kill(victims: list[int]) -> None:
-    """Kill processes and wait until they are gone."""
-    for pid in victims:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + STOP_SECONDS
-    while any(Path(f"/proc/{pid}/exe").exists() for pid in victims):
-        if time.monotonic() > deadline:
-            raise TestHostError(f"processes {victims} do not end; kill them by hand")
-        time.sleep(0.05)
 
 
 # --- the lab: what belongs to this checkout -----------------------------------------------------
@@ -108,9 +49,10 @@ def kill(victims: list[int]) -> None:
 
 @dataclass(frozen=True)
 class Lab:
-    """The numbered network and folder of one checkout."""
+    """A numbered network and folder of one checkout."""
 
     number: int
+    name: str
 
     @property
     def path(self) -> Path:
@@ -154,22 +96,36 @@ class Lab:
         return [Host(self, found.parent.name) for found in sorted(self.path.glob("*/index"))]
 
 
+def labs() -> dict[int, tuple[Path, str]]:
+    """Return all numbers that are taken, each with its checkout and its name there."""
+    found = {}
+    for checkout in LABS.glob("*/checkout"):
+        name = checkout.with_name("name")  # an older version of this file wrote none
+        found[int(checkout.parent.name)] = (
+            Path(checkout.read_text()),
+            name.read_text() if name.exists() else "default",
+        )
+    return found
+
+
 def this_lab() -> Lab:
-    """Return this checkout's lab; take a free number if it has none.
+    """Return this checkout's lab of the name in MX_LAB; take a free number if there is none.
 
     Raises:
-        TestHostError: 254 other checkouts have one.
+        TestHostError: all numbers are taken.
     """
+    name = os.environ.get("MX_LAB", "default")
     with locked(LABS / "lock"):
-        owners = {int(p.parent.name): Path(p.read_text()) for p in LABS.glob("*/checkout")}
+        owners = labs()
         for number, owner in owners.items():
-            if owner == CHECKOUT:
-                return Lab(number)
+            if owner == (CHECKOUT, name):
+                return Lab(number, name)
         for number in range(1, 255):
-            if number not in owners or not owners[number].exists():
-                lab = Lab(number)
+            if number not in owners or not owners[number][0].exists():
+                lab = Lab(number, name)
                 tear_down(lab)  # what a deleted checkout left behind
                 lab.path.mkdir(parents=True)
+                (lab.path / "name").write_text(name)
                 (lab.path / "checkout").write_text(str(CHECKOUT))
                 return lab
     raise TestHostError(f"all 254 networks are taken; delete what is not needed below {LABS}")
@@ -198,7 +154,9 @@ def make_gateway(lab: Lab) -> None:
     """
     if not Path(f"/sys/class/net/{lab.interface}").exists():
         run("ip", "link", "add", lab.interface, "type", "bridge")
-        run("ip", "addr", "add", f"{lab.gateway}/32", "dev", lab.interface)
+        for address in (lab.gateway, TESTER):
+            run("ip", "addr", "add", f"{address}/32", "dev", lab.interface)
+        run("ip", "addr", "add", f"{TESTER6}/128", "dev", lab.interface, "nodad")
         run("ip", "link", "set", lab.interface, "up")
     forward = Path("/proc/sys/net/ipv4/ip_forward")
     if forward.read_text().strip() != "1":
@@ -292,37 +250,6 @@ def start_stub(lab: Lab, port: int, api_key: str) -> None:
     raise TestHostError("the platform stub did not start:\n" + Path(log.name).read_text())
 
 
-# --- images -------------------------------------------------------------------------------------
-
-
-def image(release: str) -> Path:
-    """Return the unpacked minimal root file system of a Debian release, built if need be."""
-    root = IMAGES / release
-    stamp = IMAGES / f"{release}.packages"
-    with locked(IMAGES / f"{release}.lock"):
-        fresh = stamp.exists() and time.time() - stamp.stat().st_mtime < IMAGE_AGE_SECONDS
-        if fresh and stamp.read_text() == PACKAGES:
-            return root
-        if mounted_over(root):
-            print(f"{release}: the image is old, but in use; keeping it", file=sys.stderr)
-            return root
-        print(f"{release}: building the root file system (about 40 s)", file=sys.stderr)
-        stamp.unlink(missing_ok=True)
-        shutil.rmtree(root, ignore_errors=True)
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}"]
-        run(*command, release, str(root), *([MIRROR] if MIRROR else []))
-        # A key or an id in the image would be the same on every host.
-        for each in [*root.glob("etc/ssh/ssh_host_*"), root / "etc/machine-id"]:
-            each.unlink(missing_ok=True)
-        stamp.write_text(PACKAGES)
-        return root
-
-
-def mounted_over(root: Path) -> bool:
-    """Tell whether a running host's overlay stands on this image."""
-    return f"lowerdir={root}," in Path("/proc/mounts").read_text()
-
-
 def nameservers() -> str:
     """Return a resolv.conf that works from another network namespace."""
     for path in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
@@ -373,11 +300,11 @@ class Network:
         run("ip", "link", "set", self.link, "up")
         run(*inside, "link", "set", "lo", "up")
         run(*inside, "link", "set", "eth0", "up")
-        for family, gateway, own in (
-            ("-4", self.lab.gateway, self.address),
-            ("-6", self.lab.gateway6, self.address6),
+        for family, gateway, own, tester in (
+            ("-4", self.lab.gateway, self.address, TESTER),
+            ("-6", self.lab.gateway6, self.address6, TESTER6),
         ):
-            run("ip", family, "route", "replace", own, "dev", self.link)
+            run("ip", family, "route", "replace", own, "dev", self.link, "src", tester)
             run(*inside, family, "route", "add", gateway, "dev", "eth0")
             run(*inside, family, "route", "add", "default", "via", gateway, "dev", "eth0")
 
@@ -437,31 +364,82 @@ class Host:
     # -- life ---------------------------------------------------------------
 
     def create(self, release: str) -> None:
-        """Make the host anew, whatever there was under its name, and wait until SSH answers."""
-        base = image(release)
+        """Make the bare host anew, whatever there was under its name, and wait until it answers."""
+        self.make(release, [bare(release)])
+
+    def copy(self, release: str) -> None:
+        """Make the host anew as a copy of a provisioned one; provision it if there is none yet."""
+        base = bare(release)
+        with locked(PROVISIONED / f"lock-{release}"):
+            if not layer(release).exists():
+                self.make(release, [base])
+                self.provision()
+                self.save()
+                return
+        layer(release).touch()
+        self.make(release, [layer(release), base])
+
+    def make(self, release: str, layers: list[Path]) -> None:
+        """Make the host anew over these layers, the highest first, and boot it."""
         set_up(self.lab)
         self.destroy()
         with locked(self.lab.path / "lock"):
             taken = {host.index for host in self.lab.hosts()}
             index = next(i for i in range(FIRST_ADDRESS, 255) if i not in taken)
-            for folder in ("upper", "work", "root"):
-                (self.path / folder).mkdir(parents=True)
+            (self.path / "root").mkdir(parents=True)
             (self.path / "index").write_text(str(index))
         (self.path / "release").write_text(release)
-        self.mount(base)
+        self.mount(layers)
         self.furnish()
         self.count_smtp()
         self.start()
         self.wait_for_ssh()
 
-    def mount(self, base: Path) -> None:
-        layers = f"lowerdir={base},upperdir={self.path}/upper,workdir={self.path}/work"
-        run("mount", "-t", "overlay", "-o", layers, self.machine, str(self.root))
+    def mount(self, layers: list[Path]) -> None:
+        for folder in ("upper", "work"):
+            (self.path / folder).mkdir()
+        lower = ":".join(str(each) for each in layers)
+        options = f"lowerdir={lower},upperdir={self.path}/upper,workdir={self.path}/work"
+        run("mount", "-t", "overlay", "-o", options, self.machine, str(self.root))
+
+    def provision(self) -> None:
+        """Run the playbook against the host, as the test hosts' inventory says.
+
+        Raises:
+            TestHostError: it failed; the message has the end of what it printed.
+        """
+        inventory = CHECKOUT / "molecule" / "inventory"
+        done = subprocess.run(
+            ["ansible-playbook", f"--inventory={inventory}", f"--limit={self.name}", "site.yml"],
+            cwd=CHECKOUT,
+            env={**os.environ, "ANSIBLE_CONFIG": "ansible.cfg"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise TestHostError(f"provisioning {self.name} failed:\n{done.stdout[-3000:]}")
+
+    def save(self) -> None:
+        """Keep what the host has written as a layer for copies; boot it again as one of them."""
+        release = (self.path / "release").read_text()
+        run(*self.ssh("systemctl poweroff"), check=False)  # which ends the connection, too
+        wait_until(lambda: not self.processes(), f"{self.name} does not shut down")
+        self.power_off()
+        run("umount", "--recursive", str(self.root))
+        shutil.rmtree(self.path / "work")
+        kept = keep_layer(self.path / "upper", release)
+        shutil.rmtree(self.path / "upper", ignore_errors=True)
+        self.mount([kept, bare(release)])
+        self.start()
+        self.wait_for_ssh()
 
     def furnish(self) -> None:
         """Give the host its name, keys, name servers and the user who may sudo."""
         run("chroot", str(self.root), "ssh-keygen", "-q", "-A")
-        run("chroot", str(self.root), "useradd", "-m", "-s", "/bin/bash", ADMIN)
+        if not (self.root / "home" / ADMIN).exists():  # a copy has the user
+            run("chroot", str(self.root), "useradd", "-m", "-s", "/bin/bash", ADMIN)
         key = self.lab.ssh_key.with_suffix(".pub").read_text()
         for home, owner in (("root", "root"), (f"home/{ADMIN}", ADMIN)):
             ssh = self.root / home / ".ssh"
@@ -471,7 +449,9 @@ class Host:
         (self.root / "etc/sudoers.d/admin").write_text(f"{ADMIN} ALL=(ALL) NOPASSWD: ALL\n")
         (self.root / "etc/machine-id").write_text("")
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
-        (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
+        (self.root / "etc/hosts").write_text(
+            f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n{self.lab.gateway} {PLATFORM}\n"
+        )
         resolv = self.root / "etc/resolv.conf"
         resolv.unlink(missing_ok=True)
         resolv.write_text(nameservers())
@@ -513,7 +493,7 @@ class Host:
         """Boot the host under a keeper process that boots it again after each reboot."""
         with (self.path / "console.log").open("a") as console:
             keeper = subprocess.Popen(
-                [sys.executable, __file__, "keep", self.name],
+                [sys.executable, *self.keeper],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -521,6 +501,11 @@ class Host:
                 cwd="/",
             )
         (self.path / "keeper.pid").write_text(str(keeper.pid))
+
+    @property
+    def keeper(self) -> list[str]:
+        """The keeper's command line."""
+        return [__file__, "keep", self.name, self.machine]
 
     def keep(self) -> None:
         """Boot, and boot again in a new network namespace as long as the host reboots.
@@ -567,11 +552,15 @@ class Host:
             Path(folder).rmdir()
 
     def give_disk(self, path: str) -> None:
-        """Boot the host anew with a file system of its own, in memory, on an empty folder."""
+        """Boot the host anew with a folder on a file system of its own, in memory."""
         self.power_off()
-        disk = self.root / path.lstrip("/")
-        disk.mkdir(parents=True)
+        folder = self.root / path.lstrip("/")
+        disk = self.path / "disk"
+        disk.mkdir()
         run("mount", "-t", "tmpfs", "-o", DISK, self.machine, str(disk))
+        run("cp", "-a", f"{folder}/.", str(disk))
+        run("mount", "--move", str(disk), str(folder))
+        disk.rmdir()
         self.start()
         self.wait_for_ssh()
 
@@ -580,16 +569,16 @@ class Host:
         if not self.cgroup.exists():
             return
         (self.cgroup / "cgroup.kill").write_text("1")
-        deadline = time.monotonic() + STOP_SECONDS
-        while "populated 1" in (self.cgroup / "cgroup.events").read_text():
-            if time.monotonic() > deadline:
-                raise TestHostError(f"processes in {self.cgroup} do not end; kill them by hand")
-            time.sleep(0.05)
+        events = self.cgroup / "cgroup.events"
+        wait_until(
+            lambda: "populated 1" not in events.read_text(),
+            f"processes in {self.cgroup} do not end; kill them by hand",
+        )
 
     def processes(self) -> list[int]:
         """Return the keeper, which must die first, and systemd-nspawn."""
-        keeper = [__file__, "keep", self.name]
-        return processes(lambda words: words[1:4] == keeper or f"--machine={self.machine}" in words)
+        machine = f"--machine={self.machine}"
+        return processes(lambda words: words[1:5] == self.keeper or machine in words)
 
     # -- access -------------------------------------------------------------
 
@@ -597,6 +586,10 @@ class Host:
         """Return the command line that runs a command on the host as root."""
         options = ["-i", str(self.lab.ssh_key), "-o", f"UserKnownHostsFile={self.lab.known_hosts}"]
         return ["ssh", *options, "-o", "BatchMode=yes", f"root@{self.address}", *command]
+
+    def login(self) -> None:
+        """Go on as a shell on the host."""
+        os.execvp("ssh", self.ssh())
 
     def wait_for_ssh(self) -> None:
         """Wait until the host has booted and answers.
@@ -624,10 +617,30 @@ class Host:
         }
 
 
+def wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+    """Wait until something holds.
+
+    Raises:
+        TestHostError: it did not in STOP_SECONDS, with the text that says what does not.
+    """
+    deadline = time.monotonic() + STOP_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TestHostError(otherwise)
+        time.sleep(0.05)
+
+
 def list_hosts(lab: Lab) -> str:
     """Return the checkout's network and hosts as JSON."""
     facts = {"gateway": lab.gateway, "gateway6": lab.gateway6, "folder": str(lab.path)}
     return json.dumps({**facts, "hosts": [host.facts() for host in lab.hosts()]})
+
+
+def tear_down_all(_: Lab) -> None:
+    """Remove every trace of all labs of this checkout."""
+    for number, (checkout, name) in labs().items():
+        if checkout == CHECKOUT:
+            tear_down(Lab(number, name))
 
 
 def destroy(host: Host) -> None:
@@ -659,21 +672,30 @@ def main() -> int:
         added = command(name, lambda lab, a: run(Host(lab, a.name)), text)
         added.add_argument("name", type=host_name)
 
-    create = command("create", lambda lab, a: Host(lab, a.name).create(a.release), "make a host")
-    create.add_argument("name", type=host_name)
-    create.add_argument("release", choices=RELEASES)
+    for name, make, text in (
+        ("create", Host.create, "make a bare host"),
+        ("copy", Host.copy, "make a copy of a provisioned host"),
+    ):
+        added = command(name, lambda lab, a, make=make: make(Host(lab, a.name), a.release), text)
+        added.add_argument("name", type=host_name)
+        added.add_argument("release", choices=RELEASES)
     host_command("destroy", destroy, "remove a host")
     host_command("wait", Host.wait_for_ssh, "wait until a host has booted")
-    host_command("keep", Host.keep, "boot a host and wait for its end (used by create)")
+    keep = command("keep", lambda lab, a: Host(lab, a.name).keep(), "boot a host (used by create)")
+    keep.add_argument("name", type=host_name)
+    keep.add_argument("machine", help="for whoever looks for the process")
+    host_command("login", Host.login, "open a shell on a host")
     disk = command("disk", lambda lab, a: Host(lab, a.name).give_disk(a.path), "give it a disk")
     disk.add_argument("name", type=host_name)
-    disk.add_argument("path", help="an empty folder or none")
+    disk.add_argument("path", help="the folder")
     stub = command("stub", lambda lab, a: start_stub(lab, a.port, a.api_key), "start the platform")
     stub.add_argument("port", type=int)
     stub.add_argument("api_key")
     command("list", lambda lab, _: list_hosts(lab), "print the network and the hosts as JSON")
     host_command("smtp-attempts", Host.smtp_attempts, "print how often a host tried to send mail")
-    command("down", lambda lab, _: tear_down(lab), "remove every trace of this checkout's hosts")
+    command(
+        "down", lambda lab, _: tear_down_all(lab), "remove every trace of this checkout's hosts"
+    )
     arguments = parser.parse_args()
 
     try:

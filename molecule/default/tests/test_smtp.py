@@ -239,7 +239,7 @@ def test_ipv6(variables: dict[str, Any], platform: StubClient, domain: str) -> N
         *(b"\r\n\0.\r\n", b"\r\n.\0\r\n", b"\0\r\n.\r\0\n"),
     ],
 )
-def test_smuggled_message_stays_one(
+def test_smuggling_leaves_one_message(
     mailbox: Mx, platform: StubClient, domain: str, end: bytes
 ) -> None:
     platform.answer(domain, "allow")
