@@ -86,3 +86,16 @@ def test_packages_configured_anew_open_no_way_out(
     assert mailbox.send(f"a@{domain}", b"Subject: x\r\n\r\nx\r\n").code == 250
     assert mailbox.fetch_when(1)[0].original_to == f"a@{domain}"
     assert smtp_attempts() == before
+
+
+def test_pcre_package_being_upgraded_defers_nobody(
+    host: Host, mailbox: Mx, platform: StubClient, domain: str
+) -> None:
+    """Debian 12 takes `pcre` out of the map types for as long as that lasts."""
+    platform.answer(domain, "allow")
+    host.check_output("sed -i.kept /pcre/d /etc/postfix/dynamicmaps.cf && systemctl restart postfix")
+    try:
+        assert mailbox.send(f"a@{domain}", b"Subject: x\r\n\r\nx\r\n").code == 250
+    finally:
+        host.check_output("cd /etc/postfix && mv dynamicmaps.cf.kept dynamicmaps.cf")
+    assert mailbox.fetch_when(1)[0].original_to == f"a@{domain}"
