@@ -18,12 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
-from mx_validator.memory import Denied
-from mx_validator.responder import Responder
-from mx_validator.room import Room
+from mx_validator.cache import Denied
+from mx_validator.decider import Decider, Disk, Outcome, Times, Verdict
+from mx_validator.policy import Responder
+from mx_validator.queue_space import Room
 from mx_validator.server import Server, _Connection
-from mx_validator.verdict import Decider, Disk, Outcome, Times, Verdict
+from mx_validator.throttle import Breaker, Kind, Limits, TokenBucket
 
 # Bytes that mean something to the parser, to the domain's rules, or to neither.
 PIECES = [

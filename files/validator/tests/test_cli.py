@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from conftest import DUNNO, OK, PATIENCE, RETRY, Daemon, Stub, eventually
-from mx_validator import cli, database, service
+from mx_validator import cli, database
+from mx_validator.daemon import OPEN_FILES, allow_open_files
 from test_store import filled
 
 
@@ -304,7 +305,7 @@ def test_unexpected_error_ends_the_daemon_for_sure(daemon: Daemon) -> None:
         "async def run(_):\n"
         "    threading.Thread(target=time.sleep, args=(3600,)).start()\n"
         "    raise KeyError('surprise')\n"
-        "mx_validator.service.run = run\n"
+        "mx_validator.daemon.run = run\n"
     )
     daemon.environment["PYTHONPATH"] = f"{daemon.directory}:{daemon.environ['PYTHONPATH']}"
     result = daemon.run("serve")
@@ -333,9 +334,9 @@ def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
-        ((1024, 20000), (service.OPEN_FILES, 20000)),
+        ((1024, 20000), (OPEN_FILES, 20000)),
         ((256, 1100), (1100, 1100)),
-        ((1024, resource.RLIM_INFINITY), (service.OPEN_FILES, resource.RLIM_INFINITY)),
+        ((1024, resource.RLIM_INFINITY), (OPEN_FILES, resource.RLIM_INFINITY)),
         ((4096, 20000), None),
         ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
     ],
@@ -346,5 +347,5 @@ def test_open_files(
     changed: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: changed.append(new))
-    service.allow_open_files()
+    allow_open_files()
     assert changed == ([] if expected is None else [expected])

@@ -500,11 +500,11 @@ def test_metrics(daemon: Daemon, stub: Stub) -> None:
 def test_a_stuck_loop_ends_the_process(daemon: Daemon) -> None:
     (daemon.directory / "sitecustomize.py").write_text(
         "import time\n"
-        "import mx_validator.watchdog as watchdog, mx_validator.responder as responder\n"
+        "import mx_validator.watchdog as watchdog, mx_validator.policy as policy\n"
         "watchdog.STUCK_SECONDS = 0.5\n"
         "watchdog.Watchdog.__init__.__defaults__ = (0.5,)\n"
         "watchdog.BEAT_SECONDS = 0.1\n"
-        "responder.recipient_domain = lambda _: time.sleep(3600)\n"
+        "policy.recipient_domain = lambda _: time.sleep(3600)\n"
     )
     daemon.environment["PYTHONPATH"] = f"{daemon.directory}:{daemon.environ['PYTHONPATH']}"
     daemon.start()
@@ -513,7 +513,7 @@ def test_a_stuck_loop_ends_the_process(daemon: Daemon) -> None:
         assert read_reply(connection) == b""
     assert daemon.wait() == 1
     assert "Timeout (0:00:00.500000)!" in daemon.log
-    assert "responder.py" in daemon.log
+    assert "policy.py" in daemon.log
 
 
 def test_launcher(daemon: Daemon, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from conftest import PATIENCE
 from mx_validator import metrics
+from mx_validator.decider import Source
 from mx_validator.metrics import Metrics, served
 from mx_validator.status import Observer, Status
-from mx_validator.verdict import Source
-from test_report import AWAY, WELL
+from test_status_text import AWAY, WELL
 
 
 class Seen(Observer):

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from mx_validator import log, report, service
+from mx_validator import daemon, log, status_text
 from mx_validator.config import (
     DEFAULT_LOG_LEVEL,
     DEFAULT_PATH,
@@ -23,10 +23,10 @@ from mx_validator.config import (
     read_config,
 )
 from mx_validator.database import Reader
+from mx_validator.decider import Verdict
 from mx_validator.listener import AlreadyRunningError
 from mx_validator.protocol import ProtocolError, format_attributes, parse_reply
 from mx_validator.status import Status
-from mx_validator.verdict import Verdict
 
 CHECK_SECONDS = 10.0  # the daemon itself answers within 8 s
 MAX_REPLY_BYTES = 65536  # a reply has 100; more is no daemon of ours
@@ -137,9 +137,9 @@ def _parser() -> _Parser:
 
 def _serve(path: Path) -> int:
     writer = log.set_up(DEFAULT_LOG_LEVEL)
-    service.allow_open_files()
+    daemon.allow_open_files()
     try:
-        asyncio.run(service.run(path))
+        asyncio.run(daemon.run(path))
         code = os.EX_OK
     except ConfigError as error:
         logger.critical("%s", error)
@@ -190,7 +190,7 @@ def _forget(answer: dict[str, str]) -> tuple[int, str]:
 def _status(answer: dict[str, str]) -> tuple[int, str]:
     status = Status(**json.loads(answer["status"]))
     trouble = status.platform_up is False or status.store_trouble or status.queue_short
-    return os.EX_TEMPFAIL if trouble else os.EX_OK, "\n".join(report.lines(status))
+    return os.EX_TEMPFAIL if trouble else os.EX_OK, "\n".join(status_text.lines(status))
 
 
 def _domains(file: Path) -> int:

@@ -18,8 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from mx_validator.decider import OutcomeKind, Source
 from mx_validator.status import Observer, Status
-from mx_validator.verdict import OutcomeKind, Source
 
 LOOP_SECONDS = 3.0  # for the event loop to say how things are
 CLIENT_SECONDS = 10  # for a client to send its request

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mx_validator.limits import Limits
-from mx_validator.room import Room
+from mx_validator.decider import Decider, Source
+from mx_validator.queue_space import Room
 from mx_validator.store import Store
-from mx_validator.verdict import Decider, Source
+from mx_validator.throttle import Limits
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from mx_validator.report import ago, lines
 from mx_validator.status import Status
+from mx_validator.status_text import ago, lines
 
 WELL = Status(
     up_seconds=3 * 3600,

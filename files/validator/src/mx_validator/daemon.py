@@ -14,18 +14,18 @@ import time
 from pathlib import Path
 
 from mx_validator import log
+from mx_validator.cache import room_for_known_good
 from mx_validator.config import Config, ConfigError, read_api_key, read_config
-from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
+from mx_validator.decider import Decider, Disk, Outcome, Times
 from mx_validator.listener import Listener, only_copy
-from mx_validator.memory import room_for_known_good
 from mx_validator.metrics import Metrics, served
-from mx_validator.platform import PlatformClient, Target
-from mx_validator.responder import Responder
-from mx_validator.room import Room
+from mx_validator.platform_api import PlatformClient, Target
+from mx_validator.policy import Responder
+from mx_validator.queue_space import Room
 from mx_validator.server import MAX_CONNECTIONS, Server
 from mx_validator.status import Observer
 from mx_validator.store import Store
-from mx_validator.verdict import Decider, Disk, Outcome, Times
+from mx_validator.throttle import Breaker, Kind, Limits, TokenBucket
 from mx_validator.watchdog import Watchdog
 
 # The server's connections, and room for those to the platform, for Python and for libraries.

@@ -26,9 +26,9 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from mx_validator.answers import judge, read_list
-from mx_validator.limits import Kind
-from mx_validator.verdict import Outcome, Verdict
+from mx_validator.decider import Outcome, Verdict
+from mx_validator.platform_answers import judge, read_list
+from mx_validator.throttle import Kind
 
 CHECK_PATH = "api/v1/inbound-relay-domain-check"
 LIST_PATH = "api/v1/sender.domains"

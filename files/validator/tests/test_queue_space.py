@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mx_validator.room import Room
+from mx_validator.queue_space import Room
 
 DIRECTORY = Path("/var/spool/postfix/mx-validator")
 

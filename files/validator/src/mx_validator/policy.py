@@ -9,12 +9,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from mx_validator.decider import UNEXPECTED, Answer, Decider, Verdict
 from mx_validator.domain import MalformedDomainError, normalise, recipient_domain
 from mx_validator.protocol import Request, RequestType, format_attributes
-from mx_validator.room import Room
+from mx_validator.queue_space import Room
 from mx_validator.status import Status
-from mx_validator.twins import Transactions
-from mx_validator.verdict import UNEXPECTED, Answer, Decider, Verdict
+from mx_validator.transactions import Transactions
 
 # Actions of access(5). DENY is left to the restriction that follows, reject_unauth_destination, so
 # that the refusal is in Postfix's own words. X.4.3: the routing server does not answer (RFC 3463).

@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from mx_validator.limits import Kind, Limits
-from mx_validator.memory import Denied, KnownGood
+from mx_validator.cache import Denied, KnownGood
+from mx_validator.throttle import Kind, Limits
 
 # Under the 10 s that Postfix is configured to wait, with time left for a busy host.
 ANSWER_SECONDS = 8.0

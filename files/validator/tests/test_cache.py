@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mx_validator.memory import (
+from mx_validator.cache import (
     DUE_LOOKED_AT,
     RETRY_SECONDS,
     Denials,

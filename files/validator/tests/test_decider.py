@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import FakeClock, eventually_async
-from mx_validator import limits, verdict
-from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
-from mx_validator.memory import Denied
-from mx_validator.verdict import UNEXPECTED, Answer, Decider, Disk, Outcome, Source, Times, Verdict
+from mx_validator import decider, throttle
+from mx_validator.cache import Denied
+from mx_validator.decider import UNEXPECTED, Answer, Decider, Disk, Outcome, Source, Times, Verdict
+from mx_validator.throttle import Breaker, Kind, Limits, TokenBucket
 
 YES = Outcome(Verdict.ALLOW, "platform says yes", "allow")
 NO = Outcome(Verdict.DENY, "platform says no", "deny")
@@ -335,7 +335,7 @@ async def test_a_short_grace_has_its_denials_too(world: World) -> None:
         await world.settle()
         world.clock.now += 1
         world.decider.tend()
-    assert len(world.platform.asked) == 1 + verdict.DENIALS_TO_COUNT
+    assert len(world.platform.asked) == 1 + decider.DENIALS_TO_COUNT
     assert not world.disk.domains
 
 
@@ -380,7 +380,7 @@ async def test_few_denials_never_count_however_long_ago_the_first(world: World) 
     world.decider.times = replace(TIMES, deny_ttl=0, deny_grace=60)
     await world.known_good(301)
     world.platform.outcome = NO
-    for _ in range(verdict.DENIALS_TO_COUNT - 1):
+    for _ in range(decider.DENIALS_TO_COUNT - 1):
         world.at_once()
         await world.settle()
         world.clock.now += 30
@@ -656,9 +656,9 @@ async def test_questions_under_way_are_bounded(world: World) -> None:
     world.platform.free.clear()
     waiting = [
         asyncio.create_task(world.ask(f"{number}.example"))
-        for number in range(limits.QUESTIONS[Kind.UNKNOWN])
+        for number in range(throttle.QUESTIONS[Kind.UNKNOWN])
     ]
-    await eventually_async(lambda: len(world.platform.asked) == limits.QUESTIONS[Kind.UNKNOWN])
+    await eventually_async(lambda: len(world.platform.asked) == throttle.QUESTIONS[Kind.UNKNOWN])
     refused = Answer(Verdict.DEFER, "64 questions to the platform under way", "limit")
     assert world.at_once("one-more.example") == refused
     joining = asyncio.create_task(world.ask("0.example"))
@@ -674,11 +674,11 @@ async def test_refreshes_are_bounded_and_have_nothing_to_do_with_unknown_domains
         await world.known_good(0, f"{number}.example")
     world.clock.now += 301
     world.platform.free.clear()
-    world.limits.under_way[Kind.UNKNOWN] = limits.QUESTIONS[Kind.UNKNOWN]
+    world.limits.under_way[Kind.UNKNOWN] = throttle.QUESTIONS[Kind.UNKNOWN]
     world.limits.bucket = TokenBucket(1, 0, world.clock())
     for number in range(10):
         assert given_as(world.at_once(f"{number}.example"), "known good", 301)
-    await eventually_async(lambda: len(world.platform.asked) == limits.QUESTIONS[Kind.REFRESH])
+    await eventually_async(lambda: len(world.platform.asked) == throttle.QUESTIONS[Kind.REFRESH])
     assert {kind for _, kind in world.platform.asked} == {Kind.REFRESH}
     world.platform.free.set()
 
@@ -686,11 +686,11 @@ async def test_refreshes_are_bounded_and_have_nothing_to_do_with_unknown_domains
 async def test_a_silent_platform_is_spared_and_probed(world: World) -> None:
     await world.known_good(301, "good.example")
     world.platform.outcome = AWAY
-    for number in range(limits.FAILURES_TO_OPEN):
+    for number in range(throttle.FAILURES_TO_OPEN):
         assert await world.ask(f"{number}.example") == DEFER
     spared = Answer(Verdict.DEFER, "platform gives no verdict: platform answered 502", "limit")
     world.platform.asked.clear()
-    world.clock.now += limits.PROBE_SECONDS - 1
+    world.clock.now += throttle.PROBE_SECONDS - 1
     assert world.at_once() == spared
     assert given_as(world.at_once("good.example"), "known good", 301 + 4)
     await world.settle()
@@ -702,7 +702,7 @@ async def test_a_silent_platform_is_spared_and_probed(world: World) -> None:
     await world.settle()
     assert world.platform.asked == [("x.example", Kind.UNKNOWN), ("good.example", Kind.REFRESH)]
     world.platform.outcome = NO
-    world.clock.now += limits.PROBE_SECONDS
+    world.clock.now += throttle.PROBE_SECONDS
     assert await world.ask("a.example") == DENY
     assert await world.ask("b.example") == DENY
 
@@ -733,7 +733,7 @@ async def test_those_who_ask_together_share_one_question(world: World) -> None:
 async def test_after_the_deadline_the_answer_is_defer_and_the_verdict_still_kept(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(decider, "ANSWER_SECONDS", 0.01)
     world.platform.free.clear()
     late = Answer(Verdict.DEFER, "no answer within 0.01 s", "deadline")
     assert await world.ask() == late

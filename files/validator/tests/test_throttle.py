@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mx_validator import limits
-from mx_validator.limits import (
+from mx_validator import throttle
+from mx_validator.throttle import (
     FAILURES_TO_OPEN,
     PROBE_SECONDS,
     REPORT_SECONDS,
@@ -109,7 +109,7 @@ def test_a_verdict_closes_the_breaker(caplog: pytest.LogCaptureFixture) -> None:
     breaker.succeeded(80)
     breaker.succeeded(81)
     assert not breaker.is_open
-    assert breaker.health == limits.Health(last_verdict=81)
+    assert breaker.health == throttle.Health(last_verdict=81)
     assert [record.getMessage() for record in caplog.records] == [
         "the platform gives verdicts again, after 70 s without"
     ]
@@ -151,7 +151,7 @@ def test_reset_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
     breaker.failed("API key refused (403)", True, 0)
     assert "into /etc/other and" in caplog.text
     breaker.reset("/etc/other")
-    assert breaker.health == limits.Health()
+    assert breaker.health == throttle.Health()
     assert breaker.permits(Kind.UNKNOWN, 0)
 
 
@@ -161,7 +161,7 @@ def full(now: float = 0) -> Limits:
 
 def test_what_is_refused_costs_no_token() -> None:
     bounds = full()
-    bounds.under_way[Kind.UNKNOWN] = limits.QUESTIONS[Kind.UNKNOWN]
+    bounds.under_way[Kind.UNKNOWN] = throttle.QUESTIONS[Kind.UNKNOWN]
     assert bounds.refuse_first(Kind.UNKNOWN, 0)
     bounds.under_way[Kind.UNKNOWN] -= 1
     for _ in range(FAILURES_TO_OPEN):
@@ -186,9 +186,9 @@ def test_what_the_platform_confirms_costs_no_token() -> None:
 def test_domains_on_the_list_need_no_token_but_have_the_other_bounds() -> None:
     bounds = full()
     bounds.bucket = TokenBucket(1, 0, 0)
-    bounds.under_way[Kind.UNKNOWN] = limits.QUESTIONS[Kind.UNKNOWN]
+    bounds.under_way[Kind.UNKNOWN] = throttle.QUESTIONS[Kind.UNKNOWN]
     assert bounds.refuse_first(Kind.LISTED, 0) is None
-    bounds.under_way[Kind.LISTED] = limits.QUESTIONS[Kind.LISTED]
+    bounds.under_way[Kind.LISTED] = throttle.QUESTIONS[Kind.LISTED]
     assert bounds.refuse_first(Kind.LISTED, 0)
     bounds.under_way[Kind.LISTED] = 0
     for _ in range(FAILURES_TO_OPEN):
@@ -208,7 +208,7 @@ def test_what_finds_no_token_is_no_probe() -> None:
 
 def test_refreshes_are_bounded() -> None:
     bounds = full()
-    bounds.under_way[Kind.REFRESH] = limits.QUESTIONS[Kind.REFRESH] - 1
+    bounds.under_way[Kind.REFRESH] = throttle.QUESTIONS[Kind.REFRESH] - 1
     assert bounds.permit_refresh(0)
     bounds.under_way[Kind.REFRESH] += 1
     assert not bounds.permit_refresh(0)

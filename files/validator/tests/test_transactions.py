@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mx_validator.twins import Transactions
+from mx_validator.transactions import Transactions
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from conftest import APART, DUNNO, OK, RETRY, FakeClock
-from mx_validator import responder
-from mx_validator.limits import Breaker, Kind, Limits, TokenBucket
+from mx_validator import policy
+from mx_validator.decider import Answer, Decider, Disk, Outcome, Times, Verdict
+from mx_validator.policy import Responder
 from mx_validator.protocol import Request, RequestType, parse_reply
-from mx_validator.responder import Responder
-from mx_validator.room import Room
+from mx_validator.queue_space import Room
 from mx_validator.status import Status
-from mx_validator.verdict import Answer, Decider, Disk, Outcome, Times, Verdict
+from mx_validator.throttle import Breaker, Kind, Limits, TokenBucket
 
 ANSWERS = {
     "yes.example": Outcome(Verdict.ALLOW, "platform says yes", "allow"),
@@ -157,7 +157,7 @@ async def test_unexpected_error_at_once(
     def broken(_: str) -> str:
         raise KeyError("surprise")
 
-    monkeypatch.setattr(responder, "recipient_domain", broken)
+    monkeypatch.setattr(policy, "recipient_domain", broken)
     assert await reply(Responder(decider, look, ROOM), access("joe@yes.example")) == RETRY
     assert "KeyError: 'surprise'" in caplog.text
     assert "joe" not in caplog.text

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mx_validator.decider import Outcome, Verdict
 from mx_validator.domain import MalformedDomainError, normalise
-from mx_validator.verdict import Outcome, Verdict
 
 MAX_LISTED_DOMAINS = 100_000  # about 130 bytes each, until it has had its first question
 

@@ -17,17 +17,17 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ClosedPoolError
 
 from conftest import API_KEY, PATIENCE, Stub, eventually_async
-from mx_validator import platform
-from mx_validator.answers import MAX_LISTED_DOMAINS, judge, read_list
-from mx_validator.limits import Kind
-from mx_validator.platform import (
+from mx_validator import platform_api
+from mx_validator.decider import Outcome, OutcomeKind, Verdict
+from mx_validator.platform_answers import MAX_LISTED_DOMAINS, judge, read_list
+from mx_validator.platform_api import (
     MAX_BODY_BYTES,
     START_EVERY_SECONDS,
     THREADS,
     PlatformClient,
     Target,
 )
-from mx_validator.verdict import Outcome, OutcomeKind, Verdict
+from mx_validator.throttle import Kind
 
 AT_ONCE = THREADS[Kind.UNKNOWN]
 ALLOW = Outcome(Verdict.ALLOW, "platform says yes", "allow")
@@ -211,7 +211,7 @@ async def test_a_list_that_does_not_come_in_time(mode: str, stub: Stub, client: 
 async def test_no_answer_in_time_frees_the_thread_and_the_connection(
     mode: str, stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "THREADS", dict.fromkeys(Kind, 1))
+    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(Kind, 1))
     stub.client.answer("slow.example", mode, interval_ms=100)
     stub.client.answer("x.example", "allow")
     asker = client(stub.url, SHORT)
@@ -223,7 +223,7 @@ async def test_no_answer_in_time_frees_the_thread_and_the_connection(
 async def test_question_that_waited_too_long_for_a_thread(
     stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "THREADS", dict.fromkeys(Kind, 1))
+    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(Kind, 1))
     started: list[str] = []
     fetch = PlatformClient._fetch
 
@@ -342,16 +342,16 @@ async def test_new_target_lets_a_question_under_way_be_answered(stub: Stub, clie
 async def test_new_target_at_the_moment_when_a_question_takes_its_connection(
     stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = platform._HTTPPool._get_conn
+    take = platform_api._HTTPPool._get_conn
     closed = [True]
 
-    def closed_once(pool: platform._HTTPPool, *arguments: Any, **options: Any) -> object:
+    def closed_once(pool: platform_api._HTTPPool, *arguments: Any, **options: Any) -> object:
         if closed:
             closed.pop()
             raise ClosedPoolError(pool, "Pool is closed.")
         return take(pool, *arguments, **options)
 
-    monkeypatch.setattr(platform._HTTPPool, "_get_conn", closed_once)
+    monkeypatch.setattr(platform_api._HTTPPool, "_get_conn", closed_once)
     stub.client.answer("x.example", "allow")
     assert await client(stub.url).ask("x.example") == ALLOW
 
@@ -441,9 +441,9 @@ async def test_idle_connection_is_probed(
     stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[tuple[int, int]] = []
-    watch = platform._Call.watch
+    watch = platform_api._Call.watch
 
-    def spy(call: platform._Call, connection: socket.socket) -> None:
+    def spy(call: platform_api._Call, connection: socket.socket) -> None:
         for level, option in (
             (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
             (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
@@ -452,7 +452,7 @@ async def test_idle_connection_is_probed(
             found.append((option, connection.getsockopt(level, option)))
         watch(call, connection)
 
-    monkeypatch.setattr(platform._Call, "watch", spy)
+    monkeypatch.setattr(platform_api._Call, "watch", spy)
     await client(stub.url).ask("x.example")
     assert found == [(socket.SO_KEEPALIVE, 1), (socket.TCP_KEEPIDLE, 30), (socket.TCP_NODELAY, 1)]
 
@@ -515,7 +515,7 @@ async def test_tries_end_when_every_connection_breaks_at_its_second_use(
 async def test_last_try_is_on_a_new_connection(
     script: Callable[..., Script], client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "THREADS", dict.fromkeys(Kind, 1))
+    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(Kind, 1))
     server = script([YES, None], [None])
     asker = client(server.url)
     assert await asker.ask("x.example") == ALLOW
@@ -653,7 +653,7 @@ async def test_tls_no_answer_in_time(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(platform, "THREADS", dict.fromkeys(Kind, 1))
+    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(Kind, 1))
     tls_stub.client.answer("slow.example", mode, interval_ms=100)
     tls_stub.client.answer("x.example", "allow")
     asker = client(tls_stub.url, ca_file=certificates / "ca.pem")
@@ -748,6 +748,6 @@ async def test_error_that_nobody_thought_of_is_not_hidden(
     def broken(_status: int, _body: bytes) -> None:
         raise AssertionError("surprise")
 
-    monkeypatch.setattr(platform, "judge", broken)
+    monkeypatch.setattr(platform_api, "judge", broken)
     with pytest.raises(AssertionError, match="surprise"):
         await client(stub.url).ask("x.example")
