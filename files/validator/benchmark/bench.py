@@ -26,16 +26,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT / "src"))
+sys.path[:0] = [str(PROJECT / "src"), str(PROJECT / "tests")]
 
-from mx_validator.store import Store  # noqa: E402 - the line above says where it is
+from mx_validator.store import SqliteStore  # noqa: E402 - the line above says where it is
+from support import free_port  # noqa: E402 - the same
 
 CONSTANT = "constant"  # the limit: constant_server.py
 SMALL, LARGE = 10_000, 1_000_000  # known-good domains
 CONNECTIONS = (1, 4, 100)
 REQUESTS = 100_000  # different ones, asked in random order
 SERVER_CORE, CLIENT_CORE = 0, 1
-PATIENCE = 120.0
+START_SECONDS = 120.0
 
 # What Postfix 3.10 sends when a bounce comes in over TLS.
 REQUEST = (
@@ -69,7 +70,7 @@ def requests(domains: int) -> list[bytes]:
 
 
 @dataclass(frozen=True)
-class Server:
+class RunningServer:
     """A server that runs."""
 
     name: str
@@ -91,7 +92,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(name: str, path: Path, command: list[str], asked: list[bytes]) -> Iterator[Server]:
+def started(
+    name: str, path: Path, command: list[str], asked: list[bytes]
+) -> Iterator[RunningServer]:
     """Start a server, and wait for its first answer."""
     began = time.monotonic()
     process = subprocess.Popen(
@@ -102,11 +105,11 @@ def started(name: str, path: Path, command: list[str], asked: list[bytes]) -> It
     )
     try:
         while not answers(path, asked[0]):
-            if process.poll() is not None or time.monotonic() - began > PATIENCE:
+            if process.poll() is not None or time.monotonic() - began > START_SECONDS:
                 log = (path.parent / f"{name}.log").read_text()
                 raise SystemExit(f"{name} does not answer:\n{log}")
             time.sleep(0.005)
-        yield Server(name, path, process, time.monotonic() - began, asked)
+        yield RunningServer(name, path, process, time.monotonic() - began, asked)
     finally:
         process.terminate()
         process.wait()
@@ -114,7 +117,7 @@ def started(name: str, path: Path, command: list[str], asked: list[bytes]) -> It
 
 def answers(path: Path, request: bytes) -> bool:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(START_SECONDS)
         try:
             connection.connect(str(path))
         except OSError:
@@ -136,7 +139,7 @@ class Sample:
     cpu_us: float  # of the server's time, for each lookup
 
 
-def measure(server: Server, connections: int, seconds: float) -> Sample:
+def measure(server: RunningServer, connections: int, seconds: float) -> Sample:
     """Ask over so many connections, each with one request under way, as Postfix does."""
     asked = server.requests
     times: list[int] = []
@@ -183,27 +186,21 @@ def median(samples: list[Sample]) -> Sample:
     return Sample(*(statistics.median(column) for column in columns))
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
-def validator(directory: Path, domains: int) -> Iterator[Server]:
+def validator(directory: Path, domains: int) -> Iterator[RunningServer]:
     """The daemon with so many known-good domains on its disk, confirmed just now."""
     directory.mkdir()
-    store = Store(directory / "known-good.sqlite")
+    store = SqliteStore(directory / "known-good.sqlite")
     store.start()
     for number in range(domains):
-        store.keep(domain(number))
+        store.save(domain(number))
     store.stop()
     (directory / "key").write_text("benchmark")
     config = directory / "mx-validator.conf"
     config.write_text(
-        # Nobody answers there, and nobody is asked.
-        f"[platform]\nurl = http://127.0.0.1:9/\napi_key_file = {directory}/key\n"
+        # No lookup is needed: all domains are known good.
+        "[platform]\nurl = http://127.0.0.1:9/\n"
+        f"api_key_file = {directory}/key\n"
         "rate_per_second = 20\nburst = 200\n"
         "[memory]\nallow_ttl_seconds = 86400\ndeny_ttl_seconds = 60\ndeny_grace_seconds = 900\n"
         f"[known_good]\nfile = {directory}/known-good.sqlite\ndays = 7\n"
@@ -249,7 +246,7 @@ def main() -> int:
     return 0
 
 
-def report(results: dict[tuple[int, str], Sample], servers: list[Server]) -> None:
+def report(results: dict[tuple[int, str], Sample], servers: list[RunningServer]) -> None:
     """Print the tables."""
     print(f"{'server':20}{'connections':>12}{'lookups/s':>11}{'of limit':>9}", end="")
     print(f"{'p50 us':>9}{'p99 us':>9}{'CPU us':>8}")
@@ -272,7 +269,9 @@ def report(results: dict[tuple[int, str], Sample], servers: list[Server]) -> Non
         )
 
 
-def figures(results: dict[tuple[int, str], Sample], servers: list[Server]) -> dict[str, object]:
+def figures(
+    results: dict[tuple[int, str], Sample], servers: list[RunningServer]
+) -> dict[str, object]:
     """All of it, for JSON."""
     return {
         "lookups": [

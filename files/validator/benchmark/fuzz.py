@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Feeds the daemon's connection a million spoilt requests, cut anywhere.
+"""Sends a million corrupted requests to a connection of the daemon, split at random.
 
     python benchmark/fuzz.py [--inputs 1000000] [--seed 1]
 
-Nothing but a closed connection may come of it, and the memory in use must not grow.
+The daemon may only close the connection, and its memory must not grow.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from mx_validator.cache import Denied
-from mx_validator.decider import Decider, Disk, Outcome, Times, Verdict
-from mx_validator.policy import Responder
-from mx_validator.queue_space import Room
-from mx_validator.server import Server, _Connection
-from mx_validator.throttle import Breaker, Kind, Limits, TokenBucket
+from mx_validator.cache import NegativeCache
+from mx_validator.decider import CacheTimes, Decider, Stores
+from mx_validator.model import LookupKind, Outcome, Verdict
+from mx_validator.policy import PolicyService
+from mx_validator.queue_space import QueueSpace
+from mx_validator.server import PolicyServer, _PolicyConnection
+from mx_validator.throttle import CircuitBreaker, Throttle, TokenBucket
+from support import NullStore
 
-# Bytes that mean something to the parser, to the domain's rules, or to neither.
+# Bytes that the parser or the rules for domains treat specially, and others.
 PIECES = [
     *(
         b"\n",
@@ -54,13 +57,13 @@ SEEDS = [
     b"request=mx_validator_check\ndomain=good.example\n\n",
     b"request=mx_validator_forget\ndomain=bad.example\n\n",
 ]
-DENIED_DOMAINS = 1000  # few, so that this memory is soon full
+NEGATIVE_CACHE_DOMAINS = 1000  # few, so that the cache is soon full
 WARM_UP = 0.2  # part of the inputs after which memory has settled
 GROWTH_BYTES = 4_000_000  # allowed after that: what the allocator keeps for itself
 
 
-class Transport(asyncio.Transport):
-    """Takes what is written, and nothing else."""
+class FakeTransport(asyncio.Transport):
+    """Checks that what is written is a reply."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,28 +82,19 @@ class Transport(asyncio.Transport):
         return self.closed
 
     def pause_reading(self) -> None:
-        """Go on."""
+        """Do nothing."""
 
     resume_reading = pause_reading
 
 
-class Nowhere:
-    """Keeps nothing."""
-
-    def keep(self, domain: str, age_seconds: float = 0.0) -> None:
-        """Forget it."""
-
-    drop = keep
-
-
-async def deny(domain: str, kind: Kind) -> Outcome:  # noqa: ARG001 - the platform's side
+async def deny(domain: str, kind: LookupKind) -> Outcome:  # noqa: ARG001 - the platform's side
     """A platform that owns one domain."""
     verdict = Verdict.ALLOW if domain == "good.example" else Verdict.DENY
-    return Outcome(verdict, "as the fuzzer wishes", "deny")
+    return Outcome(verdict, "a verdict of the fuzzer", "deny")
 
 
-def spoil(chance: random.Random) -> bytes:
-    """A few requests, with some bytes put in, taken out, or exchanged."""
+def corrupted_requests(chance: random.Random) -> bytes:
+    """Return a few requests, with some bytes inserted, removed, or replaced."""
     data = b"".join(chance.choices(SEEDS, k=chance.randint(1, 2)))
     for _ in range(chance.randint(0, 4)):
         start = chance.randrange(len(data) + 1)
@@ -110,22 +104,24 @@ def spoil(chance: random.Random) -> bytes:
 
 
 async def fuzz(inputs: int, seed: int) -> None:
-    """Feed them. Whatever the daemon's code raises ends the run."""
+    """Send the requests. An exception of the daemon ends the run."""
     chance = random.Random(seed)
-    limits = Limits(TokenBucket(1e9, 1e9, 0.0), Breaker("none"))
-    decider = Decider(deny, Times(300, 60, 604800, 900), limits, Disk(Nowhere(), Nowhere()))
+    limits = Throttle(TokenBucket(1e9, 1e9, 0.0), CircuitBreaker("none"))
+    decider = Decider(
+        deny, CacheTimes(300, 60, 604800, 900), limits, Stores(NullStore(), NullStore())
+    )
     decider.load([("good.example", 1.0)])
-    server = Server(Responder(decider, lambda: None, Room(Path("/"))).respond)  # type: ignore[arg-type,return-value]
+    server = PolicyServer(PolicyService(decider, lambda: None, QueueSpace(Path("/"))).respond)  # type: ignore[arg-type,return-value]
     settled = 0
-    decider.denied = Denied(DENIED_DOMAINS)
-    connection: _Connection | None = None
+    decider.denied = NegativeCache(NEGATIVE_CACHE_DOMAINS)
+    connection: _PolicyConnection | None = None
     for number in range(inputs):
         if connection is None or connection._transport.is_closing():
             if connection is not None:
                 connection.connection_lost(None)
-            connection = _Connection(server)
-            connection.connection_made(Transport())
-        data = spoil(chance)
+            connection = _PolicyConnection(server)
+            connection.connection_made(FakeTransport())
+        data = corrupted_requests(chance)
         middle = chance.randrange(len(data) + 1)
         for piece in (data[:middle], data[middle:]):
             if piece:

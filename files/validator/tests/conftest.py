@@ -1,20 +1,20 @@
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from platform_stub import PlatformStub, StubClient
+
+from support import PATIENCE, eventually, free_port
 
 SOURCE = Path(__file__).parent.parent / "src"
 API_KEY = "Zm9vYmFy-the-key-0123456789"
@@ -28,24 +28,6 @@ settings.register_profile(
     derandomize=True,
 )
 settings.load_profile("here")
-
-PATIENCE = 20.0  # seconds until a test gives up; nothing takes that long unless it is broken
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
-    ends = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < ends, "it did not happen"
-        time.sleep(0.01)
-
-
-async def eventually_async(condition: Callable[[], object]) -> None:
-    """The same, while the event loop goes on."""
-    ends = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < ends, "it did not happen"
-        await asyncio.sleep(0.01)
 
 
 class FakeClock:
@@ -97,23 +79,16 @@ def request_for(recipient: str) -> bytes:
 
 OK = b"action=OK\n\n"
 DUNNO = b"action=DUNNO\n\n"
-APART = (
+OTHER_TRANSACTION = (
     b"action=452 4.5.3 This may differ from an earlier recipient in case only, send to it in a"
     b" transaction of its own\n\n"
 )
 RETRY = b"action=451 4.4.3 This domain cannot be checked right now, please try again later\n\n"
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
-class Daemon:
-    """The daemon as its own process, in a directory of its own."""
+class DaemonProcess:
+    """The daemon as a process of its own, in a directory of its own."""
 
     directory: Path
     url: str
@@ -223,8 +198,8 @@ def read_reply(connection: socket.socket) -> bytes:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, stub: Stub) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path, stub.url)
+def daemon(tmp_path: Path, stub: Stub) -> Iterator[DaemonProcess]:
+    daemon = DaemonProcess(tmp_path, stub.url)
     yield daemon
     daemon.stop()
     assert API_KEY not in daemon.log

@@ -5,17 +5,17 @@ from collections.abc import Callable
 import pytest
 
 from mx_validator.cache import (
-    DUE_LOOKED_AT,
-    RETRY_SECONDS,
-    Denials,
-    Denied,
-    KnownGood,
-    room_for_known_good,
+    REFRESH_RETRY_SECONDS,
+    SCAN_LIMIT,
+    DenialStreak,
+    KnownGoodCache,
+    NegativeCache,
+    known_good_capacity,
 )
 
 
 def test_denied_drops_the_least_recently_used() -> None:
-    denied = Denied(max_domains=3)
+    denied = NegativeCache(max_domains=3)
     for domain in ("a", "b", "c"):
         denied.add(domain, 0)
     denied.age("a", 60, 1)
@@ -26,7 +26,7 @@ def test_denied_drops_the_least_recently_used() -> None:
 
 
 def test_denied_lasts_for_its_ttl() -> None:
-    denied = Denied()
+    denied = NegativeCache()
     denied.add("a", 10)
     assert denied.age("a", 60, 69) == 59
     assert denied.age("a", 60, 70) is None
@@ -35,61 +35,61 @@ def test_denied_lasts_for_its_ttl() -> None:
 
 
 def test_denied_forgets() -> None:
-    denied = Denied()
+    denied = NegativeCache()
     denied.add("a", 0)
     denied.add("b", 0)
-    assert denied.drop("a")
-    assert not denied.drop("a")
+    assert denied.remove("a")
+    assert not denied.remove("a")
     denied.clear()
     assert len(denied) == 0
 
 
 @pytest.fixture
-def known() -> KnownGood:
-    known = KnownGood(max_domains=3)
+def known() -> KnownGoodCache:
+    known = KnownGoodCache(max_domains=3)
     known.load([("a", 10.0), ("b", 20.0)], {})
     return known
 
 
 def test_moments_are_whole_seconds_that_are_shared() -> None:
-    known = KnownGood()
+    known = KnownGoodCache()
     known.load([("x", 7.2), ("y", 7.9), ("z", -0.5)], {})
-    assert known.confirmed("x") == 7.0
-    assert known.confirmed("x") is known.confirmed("y")
+    assert known.confirmed_at("x") == 7.0
+    assert known.confirmed_at("x") is known.confirmed_at("y")
     known.load([("u", 7.0), ("v", 8.0), ("w", 8.0)], {})
-    assert known.confirmed("v") == 8.0
-    assert known.confirmed("v") is known.confirmed("w")
-    assert known.confirmed("z") == -1.0
+    assert known.confirmed_at("v") == 8.0
+    assert known.confirmed_at("v") is known.confirmed_at("w")
+    assert known.confirmed_at("z") == -1.0
 
 
-def test_oldest_and_newest(known: KnownGood) -> None:
+def test_oldest_and_newest(known: KnownGoodCache) -> None:
     assert (known.oldest(), known.newest()) == (10, 20)
     known.confirm("a", 30)
     assert (known.oldest(), known.newest()) == (20, 30)
     assert list(known.items()) == [("b", 20), ("a", 30)]
-    empty = KnownGood()
+    empty = KnownGoodCache()
     assert (empty.oldest(), empty.newest()) == (None, None)
 
 
-def test_when_full_the_longest_unconfirmed_goes(known: KnownGood) -> None:
+def test_when_full_the_longest_unconfirmed_goes(known: KnownGoodCache) -> None:
     assert known.confirm("c", 30) == []
     known.confirm("a", 40)
     assert known.confirm("d", 50) == ["b"]
     assert len(known) == 3
-    assert known.confirmed("b") is None
+    assert known.confirmed_at("b") is None
 
 
-def test_when_full_an_unused_domain_goes_first(known: KnownGood) -> None:
+def test_when_full_an_unused_domain_goes_first(known: KnownGoodCache) -> None:
     known.confirm("c", 30)
-    known.confirm_unused("b", 40)
+    known.confirm_without_mail("b", 40)
     assert known.confirm("d", 50) == ["b"]
     assert known.confirm("e", 60) == ["a"]
-    known.confirm_unused("e", 70)
+    known.confirm_without_mail("e", 70)
     assert len(known) == 3
 
 
 def test_when_too_many_are_loaded_those_that_are_too_many_go() -> None:
-    known = KnownGood(max_domains=2)
+    known = KnownGoodCache(max_domains=2)
     entries = [("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 4.0)]
     assert known.load(entries, {"b": 0.0}) == ["b", "a"]
     assert list(known.items()) == [("c", 3), ("d", 4)]
@@ -100,94 +100,93 @@ def test_when_too_many_are_loaded_those_that_are_too_many_go() -> None:
     [(2**40, 2_000_000), (2**30, 268_435), (2**20, 50_000)],
 )
 def test_the_bound_fits_the_memory_of_the_host(host_bytes: int, domains: int) -> None:
-    assert room_for_known_good(host_bytes) == domains
+    assert known_good_capacity(host_bytes) == domains
 
 
-def test_only_what_is_older_is_dropped(known: KnownGood) -> None:
+def test_only_what_is_older_is_dropped(known: KnownGoodCache) -> None:
     known.load([("u", 15.0)], {"u": 5.0})
     assert known.expired(10) == []
     assert known.expired(11) == ["a"]
     assert known.expired(16) == ["a", "u"]
-    assert KnownGood().expired(11) == []
+    assert KnownGoodCache().expired(11) == []
 
 
 # -- unused domains -----------------------------------------------------------
 
 
-def test_a_domain_that_is_confirmed_without_a_mail_is_unused(known: KnownGood) -> None:
-    assert known.confirm_unused("a", 30) == 10  # its last mail was followed by a confirmation
-    assert known.confirmed_for_mail("a") is None
-    assert known.confirmed("a") == 30
+def test_a_domain_that_is_confirmed_without_a_mail_is_unused(known: KnownGoodCache) -> None:
+    assert known.confirm_without_mail("a", 30) == 10  # its last mail was followed by a confirmation
+    assert known.confirmed_at("a") == 30
     assert known.is_unused("a")
     assert list(known.items()) == [("b", 20), ("a", 30)]
     assert (known.oldest(), known.newest()) == (20, 30)
-    assert known.confirm_unused("a", 40) == 10
-    known.mail("a", 50)
-    known.mail("b", 50)
-    assert known.confirm_unused("a", 60) == 50
+    assert known.confirm_without_mail("a", 40) == 10
+    known.record_mail("a", 50)
+    known.record_mail("b", 50)
+    assert known.confirm_without_mail("a", 60) == 50
     known.confirm("a", 70)
-    assert known.confirmed_for_mail("a") == 70
+    assert known.confirmed_at("a") == 70
     assert not known.is_unused("a")
     assert len(known) == 2
-    assert known.confirm_unused("never", 80) is None
+    assert known.confirm_without_mail("never", 80) is None
     assert len(known) == 2
 
 
-def test_an_unused_domain_can_be_dropped(known: KnownGood) -> None:
-    known.confirm_unused("a", 30)
-    assert known.drop("a")
-    assert not known.drop("a")
-    assert known.confirmed("a") is None
+def test_an_unused_domain_can_be_dropped(known: KnownGoodCache) -> None:
+    known.confirm_without_mail("a", 30)
+    assert known.remove("a")
+    assert not known.remove("a")
+    assert known.confirmed_at("a") is None
 
 
 def test_unused_domains_are_asked_about_while_they_had_mail() -> None:
-    known = KnownGood()
+    known = KnownGoodCache()
     known.load([("u", 5.0), ("v", 6.0), ("w", 90.0)], {"u": 4.0, "v": 3.0, "w": 1.0})
-    assert known.old_due(7, 4, 100) == ["u"]
-    assert known.old_due(7, 3, 100) == ["u", "v"]
+    assert known.due_stale(7, 4, 100) == ["u"]
+    assert known.due_stale(7, 3, 100) == ["u", "v"]
 
 
 def test_those_left_alone_do_not_stand_before_others() -> None:
-    known = KnownGood()
+    known = KnownGoodCache()
     names = [str(number) for number in range(100)]
     known.load([(name, 5.0) for name in names], dict.fromkeys(names[:99], 1.0) | {"99": 4.0})
-    assert [known.old_due(7, 4, 100) for _ in range(5)][-1] == ["99"]
+    assert [known.due_stale(7, 4, 100) for _ in range(5)][-1] == ["99"]
 
 
 @pytest.mark.parametrize(
     "end",
     [
-        lambda known: known.leave("a", 180),
+        lambda known: known.record_failed_refresh("a", 180),
         lambda known: known.confirm("a", 180),
-        lambda known: known.drop("a"),
-        lambda known: known.settle_all(),
+        lambda known: known.remove("a"),
+        lambda known: known.reset_refreshes(),
     ],
 )
 def test_denials_count_from_the_first_in_a_row(
-    end: Callable[[KnownGood], object], known: KnownGood
+    end: Callable[[KnownGoodCache], object], known: KnownGoodCache
 ) -> None:
-    assert known.deny("a", 100, 160, 60) == Denials(100, 100, 1, 160)
-    assert known.deny("a", 160, 220, 60) == Denials(100, 160, 2, 220)
+    assert known.record_denial("a", 100, 160, 60) == DenialStreak(100, 100, 1, 160)
+    assert known.record_denial("a", 160, 220, 60) == DenialStreak(100, 160, 2, 220)
     end(known)
-    assert known.denied_due(220) == []
-    assert known.deny("a", 200, 260, 60) == Denials(200, 200, 1, 260)
+    assert known.due_denied(220) == []
+    assert known.record_denial("a", 200, 260, 60) == DenialStreak(200, 200, 1, 260)
 
 
-def test_denials_with_a_gap_between_them_are_not_in_a_row(known: KnownGood) -> None:
-    known.deny("a", 100, 160, 60)
-    assert known.deny("a", 160, 220, 60).number == 2
-    assert known.deny("a", 221, 281, 60) == Denials(221, 221, 1, 281)
+def test_denials_with_a_gap_between_them_are_not_in_a_row(known: KnownGoodCache) -> None:
+    known.record_denial("a", 100, 160, 60)
+    assert known.record_denial("a", 160, 220, 60).number == 2
+    assert known.record_denial("a", 221, 281, 60) == DenialStreak(221, 221, 1, 281)
 
 
 @pytest.mark.parametrize(
     ("doubt", "pause"),
     [
-        (lambda known: known.deny("a", 100, 130, 60), 30),
-        (lambda known: known.leave("a", 100), RETRY_SECONDS),
+        (lambda known: known.record_denial("a", 100, 130, 60), 30),
+        (lambda known: known.record_failed_refresh("a", 100), REFRESH_RETRY_SECONDS),
     ],
 )
 def test_after_a_doubt_there_is_a_pause(
-    doubt: Callable[[KnownGood], object], pause: float, known: KnownGood
+    doubt: Callable[[KnownGoodCache], object], pause: float, known: KnownGoodCache
 ) -> None:
     assert known.may_refresh("a", 100)
     doubt(known)
@@ -196,53 +195,55 @@ def test_after_a_doubt_there_is_a_pause(
     assert known.may_refresh("b", 100)
 
 
-def test_due_is_what_is_old(known: KnownGood) -> None:
-    assert known.old_due(10, 0, 100) == []
-    assert known.old_due(11, 0, 100) == ["a"]
-    known.leave("a", 100)
-    assert known.old_due(11, 0, 100) == []
-    assert known.old_due(11, 0, 110) == ["a"]
+def test_due_is_what_is_old(known: KnownGoodCache) -> None:
+    assert known.due_stale(10, 0, 100) == []
+    assert known.due_stale(11, 0, 100) == ["a"]
+    known.record_failed_refresh("a", 100)
+    assert known.due_stale(11, 0, 100) == []
+    assert known.due_stale(11, 0, 110) == ["a"]
 
 
-def test_due_is_what_is_denied(known: KnownGood) -> None:
-    known.leave("a", 100)  # neither confirmed nor denied: its next mail is soon enough
-    known.deny("b", 100, 160, 60)
-    assert known.denied_due(159) == []
-    assert known.denied_due(160) == ["b"]
+def test_due_is_what_is_denied(known: KnownGoodCache) -> None:
+    known.record_failed_refresh(
+        "a", 100
+    )  # neither confirmed nor denied: its next mail is soon enough
+    known.record_denial("b", 100, 160, 60)
+    assert known.due_denied(159) == []
+    assert known.due_denied(160) == ["b"]
 
 
 def test_due_finds_the_denied_behind_many_that_could_not_be_asked_about() -> None:
-    known = KnownGood()
+    known = KnownGoodCache()
     known.load(((str(number), 0.0) for number in range(100)), {})
     for number in range(99):
-        known.leave(str(number), 0)
-    known.deny("99", 0, 60, 60)
-    assert known.denied_due(60) == ["99"]
+        known.record_failed_refresh(str(number), 0)
+    known.record_denial("99", 0, 60, 60)
+    assert known.due_denied(60) == ["99"]
 
 
-def test_nothing_is_due_of_what_was_dropped(known: KnownGood) -> None:
-    known.deny("a", 100, 160, 60)
-    known.drop("a")
-    assert known.denied_due(160) == []
+def test_nothing_is_due_of_what_was_dropped(known: KnownGoodCache) -> None:
+    known.record_denial("a", 100, 160, 60)
+    known.remove("a")
+    assert known.due_denied(160) == []
 
 
-def test_a_confirmation_ends_a_pause(known: KnownGood) -> None:
-    known.leave("a", 100)
+def test_a_confirmation_ends_a_pause(known: KnownGoodCache) -> None:
+    known.record_failed_refresh("a", 100)
     known.confirm("a", 101)
     assert known.may_refresh("a", 102)
 
 
-def test_due_begins_with_what_was_asked_longest_ago(known: KnownGood) -> None:
-    known.deny("a", 0, 10, 60)
-    known.deny("b", 0, 10, 60)
-    known.deny("a", 10, 20, 60)
-    assert known.denied_due(20) == ["b", "a"]
+def test_due_begins_with_what_was_asked_longest_ago(known: KnownGoodCache) -> None:
+    known.record_denial("a", 0, 10, 60)
+    known.record_denial("b", 0, 10, 60)
+    known.record_denial("a", 10, 20, 60)
+    assert known.due_denied(20) == ["b", "a"]
 
 
 def test_due_looks_at_few() -> None:
-    known = KnownGood()
+    known = KnownGoodCache()
     known.load(((str(number), 0.0) for number in range(100)), {})
     for number in range(100):
-        known.deny(str(number), 0, 0, 60)
-    assert len(known.denied_due(1)) == DUE_LOOKED_AT
-    assert len(known.old_due(1, 0, 1)) == DUE_LOOKED_AT
+        known.record_denial(str(number), 0, 0, 60)
+    assert len(known.due_denied(1)) == SCAN_LIMIT
+    assert len(known.due_stale(1, 0, 1)) == SCAN_LIMIT

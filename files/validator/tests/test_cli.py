@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DUNNO, OK, PATIENCE, RETRY, Daemon, Stub, eventually
+from conftest import DUNNO, OK, RETRY, DaemonProcess, Stub
 from mx_validator import cli, database
 from mx_validator.daemon import OPEN_FILES, allow_open_files
+from support import PATIENCE, eventually
 from test_store import filled
 
 
-def test_check(daemon: Daemon, stub: Stub) -> None:
+def test_check(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     stub.client.answer("away.example", "bad_gateway")
     daemon.start()
@@ -40,14 +41,14 @@ def test_check(daemon: Daemon, stub: Stub) -> None:
         assert result.stdout.startswith(f"{domain}: {text}".split(" 0 s old")[0])
 
 
-def test_check_cannot_be_used_to_speak_the_protocol(daemon: Daemon) -> None:
+def test_check_cannot_be_used_to_speak_the_protocol(daemon: DaemonProcess) -> None:
     daemon.start()
     result = daemon.run("check", "x.example\ndomain=yes.example")
     assert result.returncode == 1
     assert result.stdout == "'x.example\\ndomain=yes.example': DENY (not a domain name)\n"
 
 
-def test_check_when_nobody_is_there(daemon: Daemon) -> None:
+def test_check_when_nobody_is_there(daemon: DaemonProcess) -> None:
     result = daemon.run("check", "x.example")
     assert result.returncode == 69
     assert result.stderr == (
@@ -55,7 +56,7 @@ def test_check_when_nobody_is_there(daemon: Daemon) -> None:
     )
 
 
-def test_check_says_where_an_answer_comes_from(daemon: Daemon, stub: Stub) -> None:
+def test_check_says_where_an_answer_comes_from(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     daemon.configure(allow_ttl_seconds=0, rate_per_second=1, burst=1)
     daemon.start()
@@ -84,7 +85,7 @@ def test_check_says_where_an_answer_comes_from(daemon: Daemon, stub: Stub) -> No
         thread.join()
 
 
-def test_domains(daemon: Daemon, stub: Stub) -> None:
+def test_domains(daemon: DaemonProcess, stub: Stub) -> None:
     missing = daemon.run("domains")
     assert missing.returncode == 69
     reason = "cannot be read: unable to open database file"
@@ -109,7 +110,7 @@ def test_domains(daemon: Daemon, stub: Stub) -> None:
     assert (piped.returncode, piped.stderr) == (0, b"")
 
 
-def test_domains_of_a_damaged_file(daemon: Daemon) -> None:
+def test_domains_of_a_damaged_file(daemon: DaemonProcess) -> None:
     filled(daemon.store, 3)
     with contextlib.closing(sqlite3.connect(daemon.store)) as connection:
         connection.execute("UPDATE known_good SET confirmed = ? WHERE id = 2", (float("-inf"),))
@@ -120,17 +121,18 @@ def test_domains_of_a_damaged_file(daemon: Daemon) -> None:
         result.stdout == "1970-01-01T00:00:00Z 00000.example\n1970-01-01T00:00:02Z 00002.example\n"
     )
     assert result.stderr == (
-        f"mx-validator: {daemon.store}: damaged (rows that nobody wrote):"
-        " 1 of them cannot be read\n"
+        f"mx-validator: {daemon.store}: damaged (invalid rows): 1 of them cannot be read\n"
     )
 
 
-def test_a_damaged_row_does_not_keep_the_daemon_from_its_work(daemon: Daemon, stub: Stub) -> None:
+def test_a_damaged_row_does_not_keep_the_daemon_from_its_work(
+    daemon: DaemonProcess, stub: Stub
+) -> None:
     filled(daemon.store, 3)
     with contextlib.closing(sqlite3.connect(daemon.store)) as connection:
         for number in range(3):
-            values = database.row(f"{number:05}.example", time.time() - 1)
-            connection.execute(database.KEEP, values)
+            values = database.make_row(f"{number:05}.example", time.time() - 1)
+            connection.execute(database.UPSERT, values)
         connection.execute("UPDATE known_good SET confirmed = 'x' WHERE domain = '00001.example'")
         connection.commit()
     stub.client.default("bad_gateway")
@@ -146,7 +148,7 @@ def test_a_damaged_row_does_not_keep_the_daemon_from_its_work(daemon: Daemon, st
     assert daemon.log.count("are damaged") == 1
 
 
-def test_forget(daemon: Daemon, stub: Stub) -> None:
+def test_forget(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     daemon.start()
     daemon.ask("joe@yes.example")
@@ -164,7 +166,7 @@ def test_forget(daemon: Daemon, stub: Stub) -> None:
     assert daemon.ask("joe@yes.example") == DUNNO
 
 
-def test_status(daemon: Daemon, stub: Stub) -> None:
+def test_status(daemon: DaemonProcess, stub: Stub) -> None:
     assert daemon.run("status").returncode == 69
     stub.client.default("allow")
     daemon.start()
@@ -192,7 +194,7 @@ def test_another_daemon_on_the_socket(
     command: str,
     arguments: list[str],
     reply: bytes,
-    daemon: Daemon,
+    daemon: DaemonProcess,
     fake_daemon: dict[str, bytes],
 ) -> None:
     fake_daemon["reply"] = reply
@@ -201,7 +203,7 @@ def test_another_daemon_on_the_socket(
 
 
 @pytest.fixture
-def fake_daemon(daemon: Daemon) -> Iterator[dict[str, bytes]]:
+def fake_daemon(daemon: DaemonProcess) -> Iterator[dict[str, bytes]]:
     """A daemon that accepts one connection, sends `reply`, and closes it unless told to `wait`."""
     behaviour: dict[str, bytes] = {}
     done = threading.Event()
@@ -238,7 +240,7 @@ def fake_daemon(daemon: Daemon) -> Iterator[dict[str, bytes]]:
 def test_check_when_somebody_else_is_there(
     reply: bytes,
     reason: str,
-    daemon: Daemon,
+    daemon: DaemonProcess,
     fake_daemon: dict[str, bytes],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -250,18 +252,18 @@ def test_check_when_somebody_else_is_there(
 @pytest.mark.parametrize("reply", [b"", b"verdict=ALLOW\n"])
 def test_check_does_not_wait_for_ever(
     reply: bytes,
-    daemon: Daemon,
+    daemon: DaemonProcess,
     fake_daemon: dict[str, bytes],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(cli, "REPLY_SECONDS", 0.2)
     fake_daemon.update(reply=reply, wait=b"")
     assert cli.main(["check", "x.example", "--config", str(daemon.config)]) == 69
     assert "timed out" in capsys.readouterr().err
 
 
-def test_check_config(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_config(daemon: DaemonProcess, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["check-config", str(daemon.config)]
     assert cli.main(arguments) == 0
     daemon.key.write_text("s3cret key")
@@ -289,7 +291,7 @@ def test_the_sample_configuration_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["check", "x.example"], ["serve"], ["check-config"]])
-def test_configuration_missing(command: list[str], tmp_path: Path, daemon: Daemon) -> None:
+def test_configuration_missing(command: list[str], tmp_path: Path, daemon: DaemonProcess) -> None:
     daemon.config.unlink()
     if command == ["check-config"]:
         assert cli.main(["check-config", str(tmp_path / "nothing")]) == 78
@@ -299,9 +301,9 @@ def test_configuration_missing(command: list[str], tmp_path: Path, daemon: Daemo
         assert f"{daemon.config}: cannot be read: No such file or directory" in result.stderr
 
 
-def test_unexpected_error_ends_the_daemon_for_sure(daemon: Daemon) -> None:
+def test_unexpected_error_ends_the_daemon_for_sure(daemon: DaemonProcess) -> None:
     (daemon.directory / "sitecustomize.py").write_text(
-        "import threading, time, mx_validator.service\n"
+        "import threading, time, mx_validator.daemon\n"
         "async def run(_):\n"
         "    threading.Thread(target=time.sleep, args=(3600,)).start()\n"
         "    raise KeyError('surprise')\n"

@@ -107,7 +107,7 @@ MISTAKES = {
     "address": ("= 127.0.0.1", "= localhost", "address is 'localhost': give an IP address of"),
     "known-good file": ("/var/lib/known-good", "known-good", "[known_good] file is 'known-good"),
     "level": ("level = debug", "level = loud", "[log] level is 'loud': give one of debug, info"),
-    "relative path": ("= /run/policy", "= policy", "[server] socket is 'policy': give the whole"),
+    "relative path": ("= /run/policy", "= policy", "[server] socket is 'policy': give an absolute"),
     "path of two lines": ("/etc/ca.pem", "/etc/ca\n .pem", "ca_file is '/etc/ca\\n.pem'"),
     "socket too long": ("/run/policy", "/run/" + "p" * 96, "shorten it to 100 bytes"),
     "url without a slash": (URL, "url = http://x", "[platform] url is 'http://x': give http(s)"),

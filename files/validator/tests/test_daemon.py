@@ -16,20 +16,9 @@ from pathlib import Path
 import pytest
 from platform_stub import PlatformStub, StubClient
 
-from conftest import (
-    API_KEY,
-    DUNNO,
-    OK,
-    PATIENCE,
-    RETRY,
-    Daemon,
-    Stub,
-    eventually,
-    free_port,
-    read_reply,
-    request_for,
-)
-from mx_validator.store import Store
+from conftest import API_KEY, DUNNO, OK, RETRY, DaemonProcess, Stub, read_reply, request_for
+from mx_validator.store import SqliteStore
+from support import PATIENCE, eventually, free_port
 
 
 @pytest.fixture
@@ -40,13 +29,13 @@ def other_stub() -> Iterator[Stub]:
     server.stop()
 
 
-def reload(daemon: Daemon, sign: str) -> None:
+def reload(daemon: DaemonProcess, sign: str) -> None:
     seen = daemon.log.count(sign)
     daemon.signal(signal.SIGHUP)
     eventually(lambda: daemon.log.count(sign) > seen)
 
 
-def test_answers(daemon: Daemon, stub: Stub) -> None:
+def test_answers(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     stub.client.answer("away.example", "bad_gateway")
     daemon.start()
@@ -65,7 +54,7 @@ def test_answers(daemon: Daemon, stub: Stub) -> None:
     assert daemon.log.endswith(" INFO stopped\n")
 
 
-def test_log_names_the_domain_and_never_the_local_part(daemon: Daemon, stub: Stub) -> None:
+def test_log_names_the_domain_and_never_the_local_part(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     stub.client.answer("away.example", "reset")
     daemon.start()
@@ -81,7 +70,7 @@ def test_log_names_the_domain_and_never_the_local_part(daemon: Daemon, stub: Stu
     assert "d0e" not in daemon.log
 
 
-def test_restart_after_a_kill(daemon: Daemon) -> None:
+def test_restart_after_a_kill(daemon: DaemonProcess) -> None:
     daemon.start()
     daemon.signal(signal.SIGKILL)
     daemon.wait()
@@ -90,7 +79,7 @@ def test_restart_after_a_kill(daemon: Daemon) -> None:
     assert daemon.ask("joe@no.example") == DUNNO
 
 
-def test_second_copy_is_refused(daemon: Daemon) -> None:
+def test_second_copy_is_refused(daemon: DaemonProcess) -> None:
     daemon.start()
     second = daemon.run("serve")
     assert second.returncode == 73
@@ -98,7 +87,7 @@ def test_second_copy_is_refused(daemon: Daemon) -> None:
     assert daemon.ask("joe@no.example") == DUNNO
 
 
-def test_directory_of_the_socket_missing(daemon: Daemon) -> None:
+def test_directory_of_the_socket_missing(daemon: DaemonProcess) -> None:
     daemon.socket = daemon.directory / "nowhere" / "policy"
     daemon.configure()
     result = daemon.run("serve")
@@ -106,7 +95,7 @@ def test_directory_of_the_socket_missing(daemon: Daemon) -> None:
     assert "CRITICAL cannot serve: [Errno 2] No such file or directory" in result.stderr
 
 
-def test_no_key_no_start(daemon: Daemon) -> None:
+def test_no_key_no_start(daemon: DaemonProcess) -> None:
     daemon.key.unlink()
     result = daemon.run("serve")
     assert result.returncode == 78
@@ -116,7 +105,7 @@ def test_no_key_no_start(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_end_waits_for_the_answer_under_way(
-    number: signal.Signals, daemon: Daemon, stub: Stub
+    number: signal.Signals, daemon: DaemonProcess, stub: Stub
 ) -> None:
     stub.client.answer("slow.example", "hang")
     daemon.start()
@@ -136,7 +125,7 @@ def test_end_waits_for_the_answer_under_way(
     assert not daemon.socket.exists()
 
 
-def test_end_does_not_wait_for_a_silent_platform(daemon: Daemon, stub: Stub) -> None:
+def test_end_does_not_wait_for_a_silent_platform(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("slow.example", "hang")
     daemon.start()
     with daemon.connect() as connection:
@@ -149,7 +138,9 @@ def test_end_does_not_wait_for_a_silent_platform(daemon: Daemon, stub: Stub) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_second_signal_ends_at_once(number: signal.Signals, daemon: Daemon, stub: Stub) -> None:
+def test_second_signal_ends_at_once(
+    number: signal.Signals, daemon: DaemonProcess, stub: Stub
+) -> None:
     stub.client.answer("slow.example", "hang")
     daemon.start()
     with daemon.connect() as connection:
@@ -161,7 +152,7 @@ def test_second_signal_ends_at_once(number: signal.Signals, daemon: Daemon, stub
         assert daemon.wait() == -number
 
 
-def test_end_does_not_wait_for_a_stuck_dns_lookup(daemon: Daemon) -> None:
+def test_end_does_not_wait_for_a_stuck_dns_lookup(daemon: DaemonProcess) -> None:
     stuck = daemon.directory / "stuck"
     (daemon.directory / "sitecustomize.py").write_text(
         "import pathlib, socket, time\n"
@@ -180,7 +171,7 @@ def test_end_does_not_wait_for_a_stuck_dns_lookup(daemon: Daemon) -> None:
 
 
 def test_sighup_brings_a_new_platform_and_loses_nothing_known_good(
-    daemon: Daemon, stub: Stub, other_stub: Stub
+    daemon: DaemonProcess, stub: Stub, other_stub: Stub
 ) -> None:
     stub.client.answer("yes.example", "allow")
     other_stub.client.answer("no.example", "allow")
@@ -196,7 +187,7 @@ def test_sighup_brings_a_new_platform_and_loses_nothing_known_good(
     assert stub.client.count() == 2
 
 
-def test_sighup_brings_a_new_key_and_keeps_the_verdicts(daemon: Daemon, stub: Stub) -> None:
+def test_sighup_brings_a_new_key_and_keeps_the_verdicts(daemon: DaemonProcess, stub: Stub) -> None:
     daemon.start()
     assert daemon.ask("joe@no.example") == DUNNO
     daemon.key.write_text("wrong")
@@ -212,7 +203,7 @@ def test_sighup_brings_a_new_key_and_keeps_the_verdicts(daemon: Daemon, stub: St
     assert f"ERROR API key refused (403): put the right one into {daemon.key}" in daemon.log
 
 
-def test_sighup_brings_new_ttls_and_the_log_level(daemon: Daemon, stub: Stub) -> None:
+def test_sighup_brings_new_ttls_and_the_log_level(daemon: DaemonProcess, stub: Stub) -> None:
     daemon.start()
     assert daemon.ask("joe@no.example") == DUNNO
     daemon.configure(level="info", deny_ttl_seconds=0)
@@ -223,7 +214,7 @@ def test_sighup_brings_new_ttls_and_the_log_level(daemon: Daemon, stub: Stub) ->
     assert "DEBUG" not in daemon.log
 
 
-def test_sighup_with_a_mistake_changes_nothing(daemon: Daemon, stub: Stub) -> None:
+def test_sighup_with_a_mistake_changes_nothing(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     daemon.start()
     daemon.configure(url="nonsense")
@@ -236,7 +227,7 @@ def test_sighup_with_a_mistake_changes_nothing(daemon: Daemon, stub: Stub) -> No
     assert daemon.ask("joe@yes.example") == OK
 
 
-def test_sighup_does_not_move_the_socket(daemon: Daemon) -> None:
+def test_sighup_does_not_move_the_socket(daemon: DaemonProcess) -> None:
     daemon.start()
     place = daemon.socket
     daemon.socket = daemon.directory / "elsewhere"
@@ -246,7 +237,9 @@ def test_sighup_does_not_move_the_socket(daemon: Daemon) -> None:
     assert daemon.ask("joe@no.example") == DUNNO
 
 
-def test_postfix_finds_an_answer_or_nobody_through_restarts_and_kills(daemon: Daemon) -> None:
+def test_postfix_finds_an_answer_or_nobody_through_restarts_and_kills(
+    daemon: DaemonProcess,
+) -> None:
     stop = threading.Event()
     replies: list[bytes] = []
 
@@ -275,7 +268,7 @@ def test_postfix_finds_an_answer_or_nobody_through_restarts_and_kills(daemon: Da
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_known_good_outlives_the_process(
-    number: signal.Signals, daemon: Daemon, stub: Stub
+    number: signal.Signals, daemon: DaemonProcess, stub: Stub
 ) -> None:
     stub.client.answer("yes.example", "allow")
     daemon.configure(allow_ttl_seconds=0)
@@ -301,7 +294,7 @@ def unused(place: Path) -> set[str]:
     return set()
 
 
-def test_when_mail_last_came_outlives_the_process(daemon: Daemon, stub: Stub) -> None:
+def test_when_mail_last_came_outlives_the_process(daemon: DaemonProcess, stub: Stub) -> None:
     day = 86400
     place = daemon.store.with_name("last-mail.sqlite")
     stub.client.default("allow")
@@ -309,27 +302,27 @@ def test_when_mail_last_came_outlives_the_process(daemon: Daemon, stub: Stub) ->
         (daemon.store, {"left.example": 4 * day, "rare.example": 4 * day}),
         (place, {"left.example": 29 * day, "gone.example": 29 * day}),
     ):
-        store = Store(path)
+        store = SqliteStore(path)
         store.start()
         for domain, age in kept.items():
-            store.keep(domain, age)
+            store.save(domain, age)
         store.stop()
     daemon.start()
     eventually(lambda: unused(place) == {"left.example", "rare.example"})
     daemon.stop()
     assert [request["domain"] for request in stub.client.requests()] == ["rare.example"]
-    mailed = dict(Store(place).load())
+    mailed = dict(SqliteStore(place).load())
     assert {domain: round(age / day) for domain, age in mailed.items()} == {
         "left.example": 29,
         "rare.example": 4,
     }
 
 
-def test_a_damaged_file_of_last_mails_is_begun_anew(daemon: Daemon, stub: Stub) -> None:
+def test_a_damaged_file_of_last_mails_is_begun_anew(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.default("allow")
-    store = Store(daemon.store)
+    store = SqliteStore(daemon.store)
     store.start()
-    store.keep("rare.example", 4 * 86400)
+    store.save("rare.example", 4 * 86400)
     store.stop()
     place = daemon.store.with_name("last-mail.sqlite")
     place.write_bytes(b"garbage" * 1000)
@@ -342,7 +335,7 @@ FIRST_MAILS = 600  # for as many domains of the platform
 CLIENTS = 8  # smtpd processes that ask at the same time
 
 
-def first_mails(daemon: Daemon, *suffixes: str) -> Counter[bytes]:
+def first_mails(daemon: DaemonProcess, *suffixes: str) -> Counter[bytes]:
     """Ask about as many domains as fast as the answers come; with each suffix in turn."""
     numbers = itertools.count()
     replies: Counter[bytes] = Counter()
@@ -373,7 +366,7 @@ def platform_of(stub: Stub, list_mode: str) -> None:
 
 @pytest.mark.parametrize("list_mode", ["allow", "not_found", "hang"])
 def test_a_daemon_that_begins_defers_no_domain_of_the_platform(
-    list_mode: str, daemon: Daemon, stub: Stub
+    list_mode: str, daemon: DaemonProcess, stub: Stub
 ) -> None:
     platform_of(stub, list_mode)
     daemon.configure(rate_per_second=20, burst=200)  # the role's defaults
@@ -383,7 +376,7 @@ def test_a_daemon_that_begins_defers_no_domain_of_the_platform(
     assert stub.client.count() == FIRST_MAILS
 
 
-def test_domains_on_the_list_are_let_in_through_a_flood(daemon: Daemon, stub: Stub) -> None:
+def test_domains_on_the_list_are_let_in_through_a_flood(daemon: DaemonProcess, stub: Stub) -> None:
     platform_of(stub, "allow")
     daemon.configure(rate_per_second=1, burst=1)
     daemon.start()
@@ -392,11 +385,11 @@ def test_domains_on_the_list_are_let_in_through_a_flood(daemon: Daemon, stub: St
     assert replies == {OK: FIRST_MAILS, b"made up": 2 * FIRST_MAILS}
 
 
-def test_the_list_is_asked_for_while_nothing_is_known(daemon: Daemon, stub: Stub) -> None:
+def test_the_list_is_asked_for_while_nothing_is_known(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     stub.client.answer_list("forbidden")
     daemon.start()
-    reason = "no list of the platform's domains (API key refused (403)): goes on without"
+    reason = "no list of the platform's domains: API key refused (403)"
     eventually(lambda: f"INFO {reason}" in daemon.log)
     assert daemon.ask("joe@no.example") == DUNNO
     assert daemon.run("status").returncode == 0
@@ -413,18 +406,18 @@ def test_the_list_is_asked_for_while_nothing_is_known(daemon: Daemon, stub: Stub
     assert len(stub.client.list_requests()) == 2
 
 
-def test_who_connects_while_it_loads_waits(daemon: Daemon) -> None:
+def test_who_connects_while_it_loads_waits(daemon: DaemonProcess) -> None:
     """Known-good domains are loaded before the first question is answered."""
     slow = daemon.directory / "sitecustomize.py"
     slow.write_text(
         "import pathlib, time\n"
         "import mx_validator.store as store\n"
-        "load = store.Store.load\n"
+        "load = store.SqliteStore.load\n"
         "def slowly(self):\n"
         f"    while not pathlib.Path({str(daemon.directory / 'go')!r}).exists():\n"
         "        time.sleep(0.01)\n"
         "    return load(self)\n"
-        "store.Store.load = slowly\n"
+        "store.SqliteStore.load = slowly\n"
     )
     daemon.environment["PYTHONPATH"] = f"{daemon.directory}:{daemon.environ['PYTHONPATH']}"
     starting = threading.Thread(target=daemon.start)
@@ -437,7 +430,7 @@ def test_who_connects_while_it_loads_waits(daemon: Daemon) -> None:
     starting.join(PATIENCE)
 
 
-def test_a_damaged_store_costs_a_log_line(daemon: Daemon, stub: Stub) -> None:
+def test_a_damaged_store_costs_a_log_line(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     daemon.start()
     assert daemon.ask("joe@yes.example") == OK
@@ -449,11 +442,13 @@ def test_a_damaged_store_costs_a_log_line(daemon: Daemon, stub: Stub) -> None:
     eventually(lambda: "yes.example" in daemon.run("domains").stdout)
 
 
-def test_what_was_saved_of_a_damaged_store_is_written_anew(daemon: Daemon, stub: Stub) -> None:
-    store = Store(daemon.store)
+def test_what_was_saved_of_a_damaged_store_is_written_anew(
+    daemon: DaemonProcess, stub: Stub
+) -> None:
+    store = SqliteStore(daemon.store)
     store.start()
     for number in range(5000):
-        store.keep(f"{number}.example")
+        store.save(f"{number}.example")
     store.stop()
     with daemon.store.open("r+b") as file:
         file.seek(daemon.store.stat().st_size // 2)
@@ -466,14 +461,14 @@ def test_what_was_saved_of_a_damaged_store_is_written_anew(daemon: Daemon, stub:
     assert stub.client.count() == 0
 
 
-def test_a_taken_metrics_port_keeps_nobodys_mail_waiting(daemon: Daemon) -> None:
+def test_a_taken_metrics_port_keeps_nobodys_mail_waiting(daemon: DaemonProcess) -> None:
     with socket.create_server(("127.0.0.1", daemon.metrics_port)):
         daemon.start()
         assert f"ERROR no metrics on 127.0.0.1 port {daemon.metrics_port}: " in daemon.log
         assert daemon.ask("joe@no.example") == DUNNO
 
 
-def test_metrics(daemon: Daemon, stub: Stub) -> None:
+def test_metrics(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     daemon.start()
     daemon.ask("joe@yes.example")
@@ -497,13 +492,13 @@ def test_metrics(daemon: Daemon, stub: Stub) -> None:
         assert reply.read() == b"ok\n"
 
 
-def test_a_stuck_loop_ends_the_process(daemon: Daemon) -> None:
+def test_a_stuck_loop_ends_the_process(daemon: DaemonProcess) -> None:
     (daemon.directory / "sitecustomize.py").write_text(
         "import time\n"
         "import mx_validator.watchdog as watchdog, mx_validator.policy as policy\n"
         "watchdog.STUCK_SECONDS = 0.5\n"
         "watchdog.Watchdog.__init__.__defaults__ = (0.5,)\n"
-        "watchdog.BEAT_SECONDS = 0.1\n"
+        "watchdog.HEARTBEAT_SECONDS = 0.1\n"
         "policy.recipient_domain = lambda _: time.sleep(3600)\n"
     )
     daemon.environment["PYTHONPATH"] = f"{daemon.directory}:{daemon.environ['PYTHONPATH']}"
@@ -516,7 +511,7 @@ def test_a_stuck_loop_ends_the_process(daemon: Daemon) -> None:
     assert "policy.py" in daemon.log
 
 
-def test_launcher(daemon: Daemon, tmp_path: Path) -> None:
+def test_launcher(daemon: DaemonProcess, tmp_path: Path) -> None:
     launcher = Path(__file__).parent.parent / "bin" / "mx-validator"
     source = daemon.environ["PYTHONPATH"]
     here = tmp_path / "mx-validator"

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import FakeClock, eventually
+from conftest import FakeClock
 from mx_validator import database, salvage
-from mx_validator.database import Reader
-from mx_validator.store import Store
+from mx_validator.database import KnownGoodReader
+from mx_validator.store import SqliteStore
+from support import eventually
 from test_store import filled, on_disk
 
 DOMAINS = 1000
@@ -34,12 +35,12 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(file: Path) -> Iterator[Callable[[], tuple[Store, dict[str, float]]]]:
+def start(file: Path) -> Iterator[Callable[[], tuple[SqliteStore, dict[str, float]]]]:
     """A daemon's store: loads, runs, and is given what was loaded if it wants it."""
-    made: list[Store] = []
+    made: list[SqliteStore] = []
 
-    def make() -> tuple[Store, dict[str, float]]:
-        running = Store(file, retry_seconds=0.02, wall_clock=lambda: float(DOMAINS))
+    def make() -> tuple[SqliteStore, dict[str, float]]:
+        running = SqliteStore(file, retry_seconds=0.02, wall_clock=lambda: float(DOMAINS))
         made.append(running)
         found = dict(running.load())
         running.start()
@@ -51,19 +52,19 @@ def start(file: Path) -> Iterator[Callable[[], tuple[Store, dict[str, float]]]]:
         assert not running._thread.is_alive()
 
 
-def repaired(running: Store, found: dict[str, float]) -> None:
+def repaired(running: SqliteStore, found: dict[str, float]) -> None:
     """Do what the service does every second until all is well."""
 
     def settled() -> bool:
-        if running.wants_all:
-            running.keep_all(found.items())
-        return not running.wants_all and not running.unwritten and running.trouble is None
+        if running.needs_rewrite:
+            running.replace_all(found.items())
+        return not running.needs_rewrite and not running.unwritten and running.last_error is None
 
     eventually(settled)
     running.stop()
 
 
-Start = Callable[[], tuple[Store, dict[str, float]]]
+Start = Callable[[], tuple[SqliteStore, dict[str, float]]]
 
 
 def change(file: Path, statement: str, *values: object) -> None:
@@ -104,18 +105,18 @@ def test_a_row_that_nobody_wrote_is_left_out_and_the_file_written_anew(
     running, found = start()
     assert found.keys() == NAMES - {"00007.example"}
     assert found["00008.example"] == DOMAINS - 8
-    assert running.trouble == "damaged (rows that nobody wrote)"
-    assert running.trouble_since == DOMAINS
+    assert running.last_error == "damaged (invalid rows)"
+    assert running.failing_since == DOMAINS
     assert (running.damaged, running.lost) == (True, 1)
     repaired(running, found)
     (line,) = (record.getMessage() for record in caplog.records)
     assert line.startswith(
-        f"{file}: known-good domains on disk are damaged (rows that nobody wrote), 1 cannot be read"
+        f"{file}: known-good domains on disk are damaged (invalid rows), 1 cannot be read"
     )
     again, found_again = start()
     assert found_again == found
-    assert (again.damaged, again.trouble, again.wants_all) == (False, None, False)
-    assert running._aside.exists()
+    assert (again.damaged, again.last_error, again.needs_rewrite) == (False, None, False)
+    assert running._damaged_file.exists()
 
 
 @pytest.mark.parametrize("value", [None, math.nan, -math.inf, "yesterday", b"x", -1.0, 1e300])
@@ -132,7 +133,7 @@ def test_a_damaged_row_of_a_file_without_checksums(
             [("a.example", 1.0), ("b.example", value), ("c.example", 3.0), ("nonsense", 4.0)],
         )
         connection.commit()
-    running = Store(file, wall_clock=clock)
+    running = SqliteStore(file, wall_clock=clock)
     assert [domain for domain, _ in running.load()] == ["a.example", "c.example"]
     assert (running.damaged, running.lost) == (True, 2)
 
@@ -147,14 +148,14 @@ def test_a_file_without_checksums_gets_them(
         " (id INTEGER PRIMARY KEY, domain TEXT NOT NULL UNIQUE, confirmed REAL NOT NULL)",
     )
     change(file, "INSERT INTO known_good (domain, confirmed) VALUES (?, ?)", "a.example", 7.0)
-    running = Store(file, wall_clock=lambda: 10.0)
+    running = SqliteStore(file, wall_clock=lambda: 10.0)
     found = dict(running.load())
     assert found == {"a.example": 3}
     running.start()
-    running.keep("b.example")
+    running.save("b.example")
     repaired(running, {**found, "b.example": 0})
     assert on_disk(file) == [("a.example", 7), ("b.example", 10)]
-    assert not Store(file).wants_all
+    assert not SqliteStore(file).needs_rewrite
     assert not caplog.records
     assert [each.name for each in tmp_path.iterdir()] == ["old.sqlite"]
 
@@ -199,11 +200,11 @@ def test_any_damage(file: Path, start: Start, seed: int) -> None:
     if lost:
         assert running.damaged
         assert running.lost in {lost, None}
-    running.keep("new.example")
+    running.save("new.example")
     repaired(running, {**found, "new.example": 0.0})
     again, found_again = start()
     assert {**found, "new.example": 0.0} == found_again
-    assert (again.damaged, again.trouble) == (False, None)
+    assert (again.damaged, again.last_error) == (False, None)
 
 
 def test_any_byte_of_the_first_page(file: Path) -> None:
@@ -212,18 +213,18 @@ def test_any_byte_of_the_first_page(file: Path) -> None:
     for place in (place for place in range(database.PAGE_BYTES) if good[place]):
         for other in (good[place] ^ 1, 0xBE):  # 0xBE alone is not UTF-8
             file.write_bytes(good[:place] + bytes([other]) + good[place + 1 :])
-            assert dict(Store(file).load()).keys() == NAMES, (place, other)
+            assert dict(SqliteStore(file).load()).keys() == NAMES, (place, other)
 
 
 def test_damage_in_a_name_of_a_column(file: Path, start: Start) -> None:
     file.write_bytes(file.read_bytes().replace(b"domain TEXT", b"d\xbemain TEXT"))
     running, found = start()
     assert found.keys() == NAMES
-    assert running.trouble == "damaged (names that nobody gave)"
+    assert running.last_error == "damaged (names that are not UTF-8)"
     repaired(running, found)
     again, found_again = start()
     assert found_again == found
-    assert again.trouble is None
+    assert again.last_error is None
 
 
 @pytest.mark.parametrize("content", [b"not a database", b"not one, but as long as one" * 999])
@@ -231,10 +232,10 @@ def test_a_file_that_is_no_database(file: Path, start: Start, content: bytes) ->
     file.write_bytes(content)
     running, found = start()
     assert found == {}
-    assert running.trouble == "damaged (file is not a database)"
+    assert running.last_error == "damaged (file is not a database)"
     assert (running.damaged, running.lost) == (True, None)
     repaired(running, {"a.example": 1.0})
-    assert running._aside.read_bytes() == content
+    assert running._damaged_file.read_bytes() == content
     assert on_disk(file) == [("a.example", DOMAINS - 1)]
 
 
@@ -245,11 +246,11 @@ def test_a_file_that_was_only_begun_is_no_damage(
     file = tmp_path / "begun.sqlite"
     change(file, "PRAGMA user_version = 1")
     os.truncate(file, bytes_written)
-    running = Store(file)
+    running = SqliteStore(file)
     assert list(running.load()) == []
-    assert (running.damaged, running.trouble) == (False, None)
+    assert (running.damaged, running.last_error) == (False, None)
     running.start()
-    running.keep("a.example")
+    running.save("a.example")
     eventually(lambda: not running.unwritten)
     running.stop()
     assert [domain for domain, _ in on_disk(file)] == ["a.example"]
@@ -260,7 +261,7 @@ def write_to_log(file: Path) -> None:
     """Leave a domain in the log beside the file, as a power cut does."""
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(database.KEEP, database.row("last.example", 5.0))
+        connection.execute(database.UPSERT, database.make_row("last.example", 5.0))
         connection.commit()
         for suffix in ("", "-wal"):
             shutil.copy(f"{file}{suffix}", f"{file}.copy{suffix}")
@@ -289,7 +290,7 @@ def test_a_flipped_bit_in_a_name(file: Path, start: Start, which: int) -> None:
     content[places[which]] ^= 1
     file.write_bytes(content)
     running, found = start()
-    eventually(lambda: running.wants_all)
+    eventually(lambda: running.needs_rewrite)
     assert running.damaged
     assert running.lost == DOMAINS - len(found) < 2
     repaired(running, found)
@@ -317,7 +318,7 @@ def test_what_was_dropped_is_not_found_in_a_damaged_file(file: Path, start: Star
     # A place that is free again bears a mark, which does not reach a row with a long id's domain.
     change(file, "UPDATE known_good SET id = id + 1000000")
     running, _ = start()
-    running.drop("00500.example")
+    running.delete("00500.example")
     running.stop()
     with file.open("r+b") as damaged:
         damaged.write(b"garbage")
@@ -328,12 +329,12 @@ def test_what_was_dropped_is_not_found_in_a_damaged_file(file: Path, start: Star
 def test_damage_that_a_write_finds(
     file: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Store, "_verify", lambda _: None)
+    monkeypatch.setattr(SqliteStore, "_check_integrity", lambda _: None)
     running, found = start()
     file.write_bytes(b"garbage" * 1000)
-    running.keep("a.example")
-    eventually(lambda: running.wants_all)
-    assert running.trouble == "damaged (file is not a database)"
+    running.save("a.example")
+    eventually(lambda: running.needs_rewrite)
+    assert running.last_error == "damaged (file is not a database)"
     repaired(running, {**found, "a.example": 0.0})
     assert len(on_disk(file)) == DOMAINS + 1
 
@@ -345,11 +346,11 @@ def test_it_cannot_be_written_anew_at_first(
     obstacle = file.with_name(f"{file.name}.new")
     obstacle.mkdir()
     running, _ = start()
-    running.keep_all([("a.example", 1.0)])
+    running.replace_all([("a.example", 1.0)])
     eventually(lambda: "cannot be written anew ([Errno 21] Is a directory" in caplog.text)
     assert running.unwritten == 1
     assert file.read_bytes() == b"garbage" * 1000
-    running.keep("b.example")
+    running.save("b.example")
     obstacle.rmdir()
     repaired(running, {})
     assert {domain for domain, _ in on_disk(file)} == {"a.example", "b.example"}
@@ -377,7 +378,7 @@ def test_a_file_that_may_not_be_read(
     monkeypatch.setattr(sqlite3, "connect", refuse)
     running, found = start()
     assert found == {}
-    assert (running.damaged, running.wants_all) == (False, False)
+    assert (running.damaged, running.needs_rewrite) == (False, False)
     assert "cannot be read (unable to open database file)" in caplog.text
     monkeypatch.setattr(sqlite3, "connect", connect)
     assert len(on_disk(file)) == DOMAINS
@@ -403,8 +404,8 @@ def test_a_read_error_is_damage(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def broken(_: object) -> sqlite3.Connection:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(database, "_begin", broken)
-    reader = Reader(file)
+    monkeypatch.setattr(database, "_open_snapshot", broken)
+    reader = KnownGoodReader(file)
     assert dict(reader).keys() == NAMES
     assert (reader.damage, reader.lost) == ("disk I/O error", 0)
 
@@ -416,5 +417,5 @@ def test_rows_of_every_form_are_found(tmp_path: Path, length: int, confirmed: fl
     filled(file, 0)
     label = "x" * 60
     domain = ".".join([label] * 4)[-length:].strip(".") + ".example"
-    change(file, database.KEEP, *database.row(domain, confirmed))
+    change(file, database.UPSERT, *database.make_row(domain, confirmed))
     assert salvage.salvage(file) == [(domain, confirmed)]

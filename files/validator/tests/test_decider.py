@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import FakeClock, eventually_async
+from conftest import FakeClock
 from mx_validator import decider, throttle
-from mx_validator.cache import Denied
-from mx_validator.decider import UNEXPECTED, Answer, Decider, Disk, Outcome, Source, Times, Verdict
-from mx_validator.throttle import Breaker, Kind, Limits, TokenBucket
+from mx_validator.cache import NegativeCache
+from mx_validator.decider import CacheTimes, Decider, Stores
+from mx_validator.model import (
+    UNEXPECTED_ERROR,
+    Answer,
+    LookupKind,
+    Outcome,
+    Source,
+    Verdict,
+)
+from mx_validator.throttle import CircuitBreaker, Throttle, TokenBucket
+from support import eventually_async
 
 YES = Outcome(Verdict.ALLOW, "platform says yes", "allow")
 NO = Outcome(Verdict.DENY, "platform says no", "deny")
@@ -25,27 +34,27 @@ DENY = Answer(Verdict.DENY, "platform says no", "platform")
 DEFER = Answer(Verdict.DEFER, "platform answered 502", "platform")
 
 DAY = 86400
-TIMES = Times(allow_ttl=300, deny_ttl=60, known_good=7 * DAY, deny_grace=900)
+TIMES = CacheTimes(allow_ttl=300, deny_ttl=60, known_good=7 * DAY, deny_grace=900)
 
 
-class Platform:
-    """A platform that answers as it is told, and can be held."""
+class FakePlatform:
+    """A platform that gives the outcome it is told, not before `free` is set."""
 
     def __init__(self, outcome: Outcome = YES) -> None:
         self.outcome = outcome
-        self.asked: list[tuple[str, Kind]] = []
+        self.asked: list[tuple[str, LookupKind]] = []
         self.free = asyncio.Event()
         self.free.set()
 
-    async def ask(self, domain: str, kind: Kind) -> Outcome:
+    async def ask(self, domain: str, kind: LookupKind) -> Outcome:
         self.asked.append((domain, kind))
         outcome = self.outcome
         await self.free.wait()
         return outcome
 
 
-class Kept:
-    """What is kept beyond the end of the process, and since when."""
+class FakeStore:
+    """Stores domains in memory, with their times."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -55,11 +64,11 @@ class Kept:
     def domains(self) -> set[str]:
         return set(self.moments)
 
-    def keep(self, domain: str, age_seconds: float = 0.0) -> None:
+    def save(self, domain: str, age_seconds: float = 0.0) -> None:
         self.moments.pop(domain, None)
         self.moments[domain] = self._clock() - age_seconds
 
-    def drop(self, domain: str) -> None:
+    def delete(self, domain: str) -> None:
         self.moments.pop(domain, None)
 
     def ages(self) -> list[tuple[str, float]]:
@@ -68,22 +77,22 @@ class Kept:
 
 
 class World:
-    """A decider with all that it needs."""
+    """A decider with a platform and stores."""
 
-    def __init__(self, clock: FakeClock, outcome: Outcome = YES, times: Times = TIMES) -> None:
+    def __init__(self, clock: FakeClock, outcome: Outcome = YES, times: CacheTimes = TIMES) -> None:
         self.clock = clock
-        self.platform = Platform(outcome)
-        self.disk = Kept(clock)
-        self.mail_disk = Kept(clock)
-        self.limits = Limits(TokenBucket(1000, 1000, clock()), Breaker("/etc/key"))
+        self.platform = FakePlatform(outcome)
+        self.store = FakeStore(clock)
+        self.mail_store = FakeStore(clock)
+        self.throttle = Throttle(TokenBucket(1000, 1000, clock()), CircuitBreaker("/etc/key"))
         self.times = times
         self.restart()
 
     def restart(self) -> None:
         """Begin anew with what was kept."""
-        disk = Disk(self.disk, self.mail_disk)
-        self.decider = Decider(self.platform.ask, self.times, self.limits, disk, self.clock)
-        self.decider.load(self.disk.ages(), dict(self.mail_disk.ages()))
+        stores = Stores(self.store, self.mail_store)
+        self.decider = Decider(self.platform.ask, self.times, self.throttle, stores, self.clock)
+        self.decider.load(self.store.ages(), dict(self.mail_store.ages()))
 
     async def ask(self, domain: str = "x.example") -> Answer:
         """The answer that Postfix gets."""
@@ -98,7 +107,7 @@ class World:
 
     async def settle(self) -> None:
         """Let the questions under way come to their end."""
-        while questions := [*self.decider._questions.values()]:
+        while questions := [*self.decider._lookups.values()]:
             await asyncio.wait(questions)
 
     async def known_good(self, age: float, domain: str = "x.example") -> None:
@@ -132,7 +141,10 @@ async def test_a_yes_is_fresh_for_its_ttl_and_then_refreshed_behind_the_senders_
     world.clock.now += 1
     assert world.at_once() == Answer(Verdict.ALLOW, "platform said yes", "known good", 300)
     await world.settle()
-    assert world.platform.asked == [("x.example", Kind.UNKNOWN), ("x.example", Kind.REFRESH)]
+    assert world.platform.asked == [
+        ("x.example", LookupKind.UNKNOWN),
+        ("x.example", LookupKind.REFRESH),
+    ]
     assert given_as(world.at_once(), "memory", 0)
 
 
@@ -143,7 +155,7 @@ async def test_a_no_is_remembered_for_its_ttl(world: World) -> None:
     assert world.at_once() == Answer(Verdict.DENY, "platform says no", "memory", 59)
     world.clock.now += 1
     assert await world.ask() == DENY
-    assert world.platform.asked == [("x.example", Kind.UNKNOWN)] * 2
+    assert world.platform.asked == [("x.example", LookupKind.UNKNOWN)] * 2
 
 
 async def test_a_use_does_not_make_a_no_last_longer(world: World) -> None:
@@ -157,27 +169,6 @@ async def test_a_use_does_not_make_a_no_last_longer(world: World) -> None:
     assert len(world.platform.asked) == 2
 
 
-async def test_the_short_way_is_for_what_is_fresh_alone(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    decider = world.decider
-    assert not decider.allows_at_once("x.example")
-    await world.ask()
-    world.clock.now += 299
-    assert decider.allows_at_once("x.example")
-    world.clock.now += 1
-    assert not decider.allows_at_once("x.example")
-    world.clock.now -= 1
-    assert not decider.allows_at_once("X.example")
-    assert decider.answers["ALLOW", "memory"] == 1
-    with caplog.at_level(logging.DEBUG, "mx_validator"):
-        assert not decider.allows_at_once("x.example")  # the long way logs
-    decider.change_platform()
-    assert not decider.allows_at_once("x.example")
-    world.clock.now += 1
-    assert not decider.allows_at_once("x.example")
-
-
 async def test_times_can_be_changed(world: World) -> None:
     await world.known_good(50)
     world.decider.times = replace(TIMES, allow_ttl=40)
@@ -187,7 +178,7 @@ async def test_times_can_be_changed(world: World) -> None:
     world.clock.now += 30
     world.decider.times = replace(TIMES, deny_ttl=30)
     await world.ask("y.example")
-    assert world.platform.asked[1:] == [("y.example", Kind.UNKNOWN)] * 2
+    assert world.platform.asked[1:] == [("y.example", LookupKind.UNKNOWN)] * 2
 
 
 async def test_defer_is_not_remembered(world: World) -> None:
@@ -209,7 +200,7 @@ async def test_known_good_is_allowed_while_the_platform_cannot_say(
     for _ in range(3):
         assert world.at_once() == Answer(Verdict.ALLOW, "platform said yes", "known good", age)
         await world.settle()
-    assert world.disk.domains == {"x.example"}
+    assert world.store.domains == {"x.example"}
 
 
 async def test_known_good_ends(world: World) -> None:
@@ -218,7 +209,7 @@ async def test_known_good_ends(world: World) -> None:
     assert await world.ask() == DEFER
     world.platform.outcome = NO
     assert await world.ask() == DENY  # without grace
-    assert world.disk.domains == set()
+    assert world.store.domains == set()
 
 
 async def test_known_good_can_be_switched_off(world: World) -> None:
@@ -236,7 +227,7 @@ async def test_known_good_never_waits(world: World) -> None:
     for _ in range(3):
         assert given_as(world.at_once(), "known good", 301)
     await eventually_async(lambda: world.platform.asked)
-    assert world.platform.asked == [("x.example", Kind.REFRESH)]
+    assert world.platform.asked == [("x.example", LookupKind.REFRESH)]
     world.platform.free.set()
 
 
@@ -282,12 +273,12 @@ async def test_a_no_counts_when_it_has_been_repeated_for_the_grace(world: World)
     await world.known_good(301)
     assert (await deny_for(world, 899, 31)).verdict is Verdict.ALLOW
     assert given_as(world.at_once(), "known good", world.clock.now - 1000)
-    assert "x.example" in world.disk.domains
+    assert "x.example" in world.store.domains
     world.clock.now += 60
     world.at_once()
     await world.settle()
     assert world.at_once().verdict is Verdict.DENY
-    assert world.disk.domains == set()
+    assert world.store.domains == set()
 
 
 @pytest.mark.parametrize("other", [YES, AWAY])
@@ -321,7 +312,7 @@ async def test_a_denied_domain_is_asked_about_though_no_mail_comes(world: World)
     for _ in range(950):
         await world.settle()
         world.clock.now += 1
-        world.decider.tend()
+        world.decider.run_maintenance()
     assert len(world.platform.asked) == 1 + 900 / 60
     assert world.at_once().verdict is Verdict.DENY
 
@@ -334,9 +325,9 @@ async def test_a_short_grace_has_its_denials_too(world: World) -> None:
     for _ in range(11):
         await world.settle()
         world.clock.now += 1
-        world.decider.tend()
+        world.decider.run_maintenance()
     assert len(world.platform.asked) == 1 + decider.DENIALS_TO_COUNT
-    assert not world.disk.domains
+    assert not world.store.domains
 
 
 async def pass_seconds(world: World, seconds: int, domains: Sequence[str] = ()) -> None:
@@ -345,7 +336,7 @@ async def pass_seconds(world: World, seconds: int, domains: Sequence[str] = ()) 
         for domain in domains:
             world.at_once(domain)
             await world.settle()
-        world.decider.tend()
+        world.decider.run_maintenance()
         await world.settle()
         world.clock.now += 1
 
@@ -362,7 +353,7 @@ async def test_denials_with_an_outage_between_them_drop_nothing(world: World) ->
     world.platform.outcome = NO
     await pass_seconds(world, 10, domains)
     assert len(world.decider.known_good) == 1000
-    assert world.disk.domains == set()  # nothing was kept anew
+    assert world.store.domains == set()  # nothing was kept anew
 
 
 async def test_denials_that_are_far_apart_never_count(world: World) -> None:
@@ -373,7 +364,7 @@ async def test_denials_that_are_far_apart_never_count(world: World) -> None:
         assert world.at_once().verdict is Verdict.ALLOW
         await world.settle()
         world.clock.now += 181
-    assert "x.example" in world.disk.domains
+    assert "x.example" in world.store.domains
 
 
 async def test_few_denials_never_count_however_long_ago_the_first(world: World) -> None:
@@ -397,22 +388,22 @@ async def test_a_no_of_one_platform_does_not_count_for_the_next(world: World) ->
 
 
 class SlowWorld(World):
-    """A world in which each question takes a second."""
+    """A world in which each lookup takes a second."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
         self.denied: set[str] = set()
         self._beat = asyncio.Event()
-        self.decider._ask = self._answer
+        self.decider._lookup = self._answer
 
-    async def _answer(self, domain: str, _: Kind) -> Outcome:
+    async def _answer(self, domain: str, _: LookupKind) -> Outcome:
         await self._beat.wait()
         return NO if domain in self.denied else YES
 
     async def pass_second(self) -> None:
-        self.decider.tend()
+        self.decider.run_maintenance()
         await asyncio.sleep(0)
-        ending = [*self.decider._questions.values()]
+        ending = [*self.decider._lookups.values()]
         self.clock.now += 1
         self._beat.set()
         await asyncio.gather(*ending)
@@ -446,7 +437,7 @@ async def test_a_domain_that_was_given_up_does_not_wait_behind_others(clock: Fak
         await world.pass_second()
         for number in range(20):
             world.at_once(others[(20 * second + number) % len(others)])
-    assert world.decider.known_good.confirmed("x.example") is None
+    assert world.decider.known_good.confirmed_at("x.example") is None
 
 
 async def test_the_answer_to_a_sender_who_waits_for_a_refresh(world: World) -> None:
@@ -455,7 +446,7 @@ async def test_the_answer_to_a_sender_who_waits_for_a_refresh(world: World) -> N
     await world.known_good(301)
     world.platform.outcome = NO
     world.at_once()
-    answer = await world.decider._questions["x.example"]
+    answer = await world.decider._lookups["x.example"]
     assert answer == Answer(
         Verdict.ALLOW,
         "platform says no, 1 times in 0 s: counts from 5 times in 900 s on",
@@ -464,18 +455,18 @@ async def test_the_answer_to_a_sender_who_waits_for_a_refresh(world: World) -> N
     )
 
 
-# -- tending ------------------------------------------------------------------
+# -- maintenance --------------------------------------------------------------
 
 
 async def test_unused_domains_are_confirmed_before_they_expire(world: World) -> None:
     await world.known_good(3.5 * DAY)
-    world.decider.tend()
+    world.decider.run_maintenance()
     await world.settle()
     assert not world.platform.asked
     world.clock.now += 1
-    world.decider.tend()
+    world.decider.run_maintenance()
     await world.settle()
-    assert world.platform.asked == [("x.example", Kind.REFRESH)]
+    assert world.platform.asked == [("x.example", LookupKind.REFRESH)]
     assert given_as(world.at_once(), "memory", 0)
 
 
@@ -483,7 +474,7 @@ async def pass_days(world: World, days: int, beats_a_day: int = 24) -> None:
     """Let time pass without mail."""
     for _ in range(days * beats_a_day):
         world.clock.now += DAY / beats_a_day
-        world.decider.tend()
+        world.decider.run_maintenance()
         await world.settle()
 
 
@@ -495,16 +486,16 @@ async def test_a_domain_without_mail_for_weeks_is_known_no_longer(
     await world.known_good(0)
     for day in range(35):
         if day <= 28:
-            assert world.decider.known_good.confirmed("x.example") is not None, day
+            assert world.decider.known_good.confirmed_at("x.example") is not None, day
         await pass_days(world, 1)
         if restart_days and day % restart_days == 0:
             world.restart()
             await world.ask("other.example")  # a verdict: only then something is dropped
-    assert world.decider.known_good.confirmed("x.example") is None
-    assert "x.example" not in world.disk.domains | world.mail_disk.domains
+    assert world.decider.known_good.confirmed_at("x.example") is None
+    assert "x.example" not in world.store.domains | world.mail_store.domains
     world.platform.asked.clear()
     assert await world.ask() == ALLOW  # it is simply asked about anew
-    assert ("x.example", Kind.UNKNOWN) in world.platform.asked
+    assert ("x.example", LookupKind.UNKNOWN) in world.platform.asked
 
 
 @pytest.mark.parametrize("pause", [4, 27])
@@ -514,53 +505,53 @@ async def test_a_domain_with_rare_mail_stays_known(pause: int, world: World) -> 
         await pass_days(world, pause)
         assert world.at_once().verdict is Verdict.ALLOW
         await world.settle()
-    assert world.mail_disk.domains <= {"x.example"}
+    assert world.mail_store.domains <= {"x.example"}
 
 
 async def test_mail_for_a_domain_that_was_just_confirmed_by_itself_counts(world: World) -> None:
     await world.known_good(3.5 * DAY + 1)
     for _ in range(20):
-        world.decider.tend()
+        world.decider.run_maintenance()
         await world.settle()
         world.clock.now += 100
         assert given_as(world.at_once(), "memory", 100)  # asked about long after this mail only
         world.clock.now += 3.5 * DAY
-    assert world.mail_disk.moments["x.example"] > world.clock.now - 8 * DAY
-    assert {kind for _, kind in world.platform.asked} == {Kind.REFRESH}
+    assert world.mail_store.moments["x.example"] > world.clock.now - 8 * DAY
+    assert {kind for _, kind in world.platform.asked} == {LookupKind.REFRESH}
 
 
 async def test_mail_that_comes_while_the_platform_is_asked_counts(world: World) -> None:
     await world.known_good(3.5 * DAY + 1)
     world.platform.free.clear()
-    world.decider.tend()
+    world.decider.run_maintenance()
     assert world.at_once().verdict is Verdict.ALLOW
     world.platform.free.set()
     await world.settle()
     assert not world.decider.known_good.is_unused("x.example")
-    assert world.decider.allows_at_once("x.example")
+    assert given_as(world.at_once(), "memory", 0)
 
 
 async def test_an_unused_domain_stays_good_for_its_days_in_an_outage(world: World) -> None:
     await world.known_good(0)
     await pass_days(world, 28)
-    last = world.decider.known_good.confirmed("x.example")
+    last = world.decider.known_good.confirmed_at("x.example")
     assert last is not None
     world.platform.outcome = AWAY
     world.restart()
     world.clock.now = last + 7 * DAY - 1
-    world.decider.tend()
+    world.decider.run_maintenance()
     assert world.at_once().verdict is Verdict.ALLOW
 
 
 async def test_what_is_loaded_beyond_the_bound_leaves_the_disk(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.disk.moments = dict.fromkeys(["a", "b", "c"], 0)
-    world.mail_disk.moments = dict.fromkeys(["b", "gone"], -100)
+    world.store.moments = dict.fromkeys(["a", "b", "c"], 0)
+    world.mail_store.moments = dict.fromkeys(["b", "gone"], -100)
     world.decider.known_good.max_domains = 2
-    world.decider.load(world.disk.ages(), dict(world.mail_disk.ages()))
-    assert world.disk.domains == {"a", "c"}
-    assert world.mail_disk.domains == set()
+    world.decider.load(world.store.ages(), dict(world.mail_store.ages()))
+    assert world.store.domains == {"a", "c"}
+    assert world.mail_store.domains == set()
     await world.ask("d")
     assert caplog.text.count("no room for more than 2 known-good domains") == 1
 
@@ -568,31 +559,31 @@ async def test_what_is_loaded_beyond_the_bound_leaves_the_disk(
 async def test_no_domain_is_refreshed_while_it_is_fresh(world: World) -> None:
     world.decider.times = replace(TIMES, known_good=400)
     await world.known_good(300)
-    world.decider.tend()
+    world.decider.run_maintenance()
     await world.settle()
     assert not world.platform.asked
     world.clock.now += 1
-    world.decider.tend()
+    world.decider.run_maintenance()
     await world.settle()
-    assert world.platform.asked == [("x.example", Kind.REFRESH)]
+    assert world.platform.asked == [("x.example", LookupKind.REFRESH)]
 
 
 async def test_expired_domains_are_dropped_while_the_platform_gives_verdicts(
     world: World,
 ) -> None:
     world.decider.load((f"{number}.example", 7 * DAY + 1) for number in range(25))
-    world.disk.moments = {"0.example": 0, "24.example": 0}
+    world.store.moments = {"0.example": 0, "24.example": 0}
     world.platform.free.clear()
-    world.decider.tend()  # nothing is known of the platform yet
+    world.decider.run_maintenance()  # nothing is known of the platform yet
     assert len(world.decider.known_good) == 25
-    world.limits.breaker.failed("away", False, world.clock())
-    world.decider.tend()
+    world.throttle.breaker.record_failure("away", False, world.clock())
+    world.decider.run_maintenance()
     assert len(world.decider.known_good) == 25
-    world.limits.breaker.succeeded(world.clock())
-    world.decider.tend()
+    world.throttle.breaker.record_success(world.clock())
+    world.decider.run_maintenance()
     assert len(world.decider.known_good) == 5
-    assert world.disk.domains == {"24.example"}
-    world.decider.tend()
+    assert world.store.domains == {"24.example"}
+    world.decider.run_maintenance()
     assert len(world.decider.known_good) == 0
     world.platform.free.set()
 
@@ -601,14 +592,14 @@ async def test_a_domain_displaced_from_memory_leaves_the_disk(world: World) -> N
     world.decider.known_good.max_domains = 2
     for name in ("a", "b", "c"):
         await world.ask(name)
-    assert world.disk.domains == {"b", "c"}
+    assert world.store.domains == {"b", "c"}
 
 
 # -- limits -------------------------------------------------------------------
 
 
 async def test_unknown_domains_are_asked_about_at_a_bounded_rate(world: World) -> None:
-    world.limits.bucket = TokenBucket(2, 3, world.clock())
+    world.throttle.bucket = TokenBucket(2, 3, world.clock())
     world.platform.outcome = NO
     answers = [await world.ask(f"{number}.example") for number in range(5)]
     refused = Answer(Verdict.DEFER, "over 2 unknown domains a second", "limit")
@@ -620,7 +611,7 @@ async def test_unknown_domains_are_asked_about_at_a_bounded_rate(world: World) -
 
 
 async def test_domains_of_the_platform_do_not_use_the_rate_up(world: World) -> None:
-    world.limits.bucket = TokenBucket(2, 3, world.clock())
+    world.throttle.bucket = TokenBucket(2, 3, world.clock())
     for number in range(100):
         assert await world.ask(f"{number}.example") == ALLOW
     world.platform.outcome = NO
@@ -629,17 +620,17 @@ async def test_domains_of_the_platform_do_not_use_the_rate_up(world: World) -> N
 
 
 async def test_made_up_domains_leave_those_on_the_list_their_first_question(world: World) -> None:
-    world.limits.bucket = TokenBucket(2, 0, world.clock())
+    world.throttle.bucket = TokenBucket(2, 0, world.clock())
     world.decider.listed = {"x.example", "y.example"}
     assert world.at_once("made-up.example").source == "limit"
     assert await world.ask() == ALLOW
-    assert world.platform.asked == [("x.example", Kind.LISTED)]
+    assert world.platform.asked == [("x.example", LookupKind.LISTED)]
     world.platform.outcome = AWAY
     assert await world.ask("y.example") == DEFER
     world.platform.outcome = NO
     assert await world.ask("y.example") == DENY  # the list is no verdict
     world.clock.now += 60
-    world.limits.bucket = TokenBucket(2, 0, world.clock())
+    world.throttle.bucket = TokenBucket(2, 0, world.clock())
     assert world.at_once("y.example").source == "limit"
     assert world.decider.listed == set()
 
@@ -656,10 +647,12 @@ async def test_questions_under_way_are_bounded(world: World) -> None:
     world.platform.free.clear()
     waiting = [
         asyncio.create_task(world.ask(f"{number}.example"))
-        for number in range(throttle.QUESTIONS[Kind.UNKNOWN])
+        for number in range(throttle.MAX_IN_FLIGHT[LookupKind.UNKNOWN])
     ]
-    await eventually_async(lambda: len(world.platform.asked) == throttle.QUESTIONS[Kind.UNKNOWN])
-    refused = Answer(Verdict.DEFER, "64 questions to the platform under way", "limit")
+    await eventually_async(
+        lambda: len(world.platform.asked) == throttle.MAX_IN_FLIGHT[LookupKind.UNKNOWN]
+    )
+    refused = Answer(Verdict.DEFER, "64 lookups at the platform in flight", "limit")
     assert world.at_once("one-more.example") == refused
     joining = asyncio.create_task(world.ask("0.example"))
     world.platform.free.set()
@@ -674,12 +667,14 @@ async def test_refreshes_are_bounded_and_have_nothing_to_do_with_unknown_domains
         await world.known_good(0, f"{number}.example")
     world.clock.now += 301
     world.platform.free.clear()
-    world.limits.under_way[Kind.UNKNOWN] = throttle.QUESTIONS[Kind.UNKNOWN]
-    world.limits.bucket = TokenBucket(1, 0, world.clock())
+    world.throttle.in_flight[LookupKind.UNKNOWN] = throttle.MAX_IN_FLIGHT[LookupKind.UNKNOWN]
+    world.throttle.bucket = TokenBucket(1, 0, world.clock())
     for number in range(10):
         assert given_as(world.at_once(f"{number}.example"), "known good", 301)
-    await eventually_async(lambda: len(world.platform.asked) == throttle.QUESTIONS[Kind.REFRESH])
-    assert {kind for _, kind in world.platform.asked} == {Kind.REFRESH}
+    await eventually_async(
+        lambda: len(world.platform.asked) == throttle.MAX_IN_FLIGHT[LookupKind.REFRESH]
+    )
+    assert {kind for _, kind in world.platform.asked} == {LookupKind.REFRESH}
     world.platform.free.set()
 
 
@@ -700,7 +695,10 @@ async def test_a_silent_platform_is_spared_and_probed(world: World) -> None:
     assert world.at_once() == spared
     world.at_once("good.example")
     await world.settle()
-    assert world.platform.asked == [("x.example", Kind.UNKNOWN), ("good.example", Kind.REFRESH)]
+    assert world.platform.asked == [
+        ("x.example", LookupKind.UNKNOWN),
+        ("good.example", LookupKind.REFRESH),
+    ]
     world.platform.outcome = NO
     world.clock.now += throttle.PROBE_SECONDS
     assert await world.ask("a.example") == DENY
@@ -710,16 +708,16 @@ async def test_a_silent_platform_is_spared_and_probed(world: World) -> None:
 async def test_a_refused_key_is_a_failure_of_its_own(world: World) -> None:
     world.platform.outcome = REFUSED
     await world.ask()
-    assert world.limits.breaker.health.key_refused
+    assert world.throttle.breaker.health.key_refused
     world.platform.outcome = YES
     await world.ask()
-    assert not world.limits.breaker.health.key_refused
+    assert not world.throttle.breaker.health.key_refused
 
 
-# -- questions ----------------------------------------------------------------
+# -- lookups ------------------------------------------------------------------
 
 
-async def test_those_who_ask_together_share_one_question(world: World) -> None:
+async def test_requests_at_the_same_time_share_one_lookup(world: World) -> None:
     world.platform.free.clear()
     waiting = [asyncio.create_task(world.ask()) for _ in range(50)]
     other = asyncio.create_task(world.ask("y.example"))
@@ -744,10 +742,10 @@ async def test_after_the_deadline_the_answer_is_defer_and_the_verdict_still_kept
     await world.settle()
     assert given_as(world.at_once(), "memory", 0)
     assert len(world.platform.asked) == 1
-    assert world.decider.answers == {("DEFER", "deadline"): 2, ("ALLOW", "memory"): 1}
+    assert world.decider.answer_counts == {("DEFER", "deadline"): 2, ("ALLOW", "memory"): 1}
 
 
-async def test_who_leaves_does_not_take_the_question_along(world: World) -> None:
+async def test_a_cancelled_request_does_not_cancel_the_lookup(world: World) -> None:
     world.platform.free.clear()
     leaving = asyncio.create_task(world.ask())
     staying = asyncio.create_task(world.ask())
@@ -773,14 +771,14 @@ async def test_the_verdict_is_kept_when_all_have_left(world: World) -> None:
 async def test_an_unexpected_error_is_defer_and_in_the_log(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def ask(_: str, __: Kind) -> Outcome:
+    async def ask(_: str, __: LookupKind) -> Outcome:
         raise KeyError("surprise")
 
-    world.decider._ask = ask
+    world.decider._lookup = ask
     for _ in range(2):
-        assert await world.ask() == Answer(Verdict.DEFER, UNEXPECTED.reason, "platform")
+        assert await world.ask() == Answer(Verdict.DEFER, UNEXPECTED_ERROR.reason, "platform")
     assert "KeyError: 'surprise'" in caplog.text
-    assert world.limits.under_way == dict.fromkeys(Kind, 0)
+    assert world.throttle.in_flight == dict.fromkeys(LookupKind, 0)
 
 
 # -- changes from outside -----------------------------------------------------
@@ -793,9 +791,9 @@ async def test_forget(outcome: Outcome, world: World) -> None:
     await world.ask("y.example")
     assert world.decider.forget("x.example")
     assert not world.decider.forget("x.example")
-    assert "x.example" not in world.disk.domains
+    assert "x.example" not in world.store.domains
     await world.ask()
-    assert world.platform.asked[2:] == [("x.example", Kind.UNKNOWN)]
+    assert world.platform.asked[2:] == [("x.example", LookupKind.UNKNOWN)]
     assert given_as(world.at_once("y.example"), "memory", 0)
 
 
@@ -818,7 +816,7 @@ async def test_another_platform_is_asked_anew_but_nothing_known_good_is_lost(
 
 
 @pytest.mark.parametrize("outcome", [YES, NO])
-async def test_an_outdated_question_teaches_nothing_and_is_no_verdict(
+async def test_an_outdated_lookup_is_not_cached_and_is_no_verdict(
     outcome: Outcome, world: World
 ) -> None:
     world.platform.outcome = outcome
@@ -832,11 +830,11 @@ async def test_an_outdated_question_teaches_nothing_and_is_no_verdict(
     world.platform.free.set()
     outdated = Answer(Verdict.DEFER, "asked before things changed", "platform")
     assert (await before, await after) == (outdated, DEFER)
-    assert not world.disk.domains
+    assert not world.store.domains
 
 
 async def test_denied_garbage_does_not_push_out_what_is_allowed(world: World) -> None:
-    world.decider.denied = Denied(10)
+    world.decider.denied = NegativeCache(10)
     await world.ask()
     world.platform.outcome = NO
     for number in range(30):
@@ -848,7 +846,6 @@ async def test_denied_garbage_does_not_push_out_what_is_allowed(world: World) ->
 async def test_what_another_platform_confirms_at_once_is_fresh(world: World) -> None:
     world.decider.change_platform()
     assert await world.ask() == ALLOW
-    assert world.decider.allows_at_once("x.example")
     assert given_as(world.at_once(), "memory", 0)
 
 
@@ -936,8 +933,8 @@ class Promise:
                 row.clear()
 
 
-class Wall:
-    """The clock on the wall, which somebody sets."""
+class WallClock:
+    """The wall clock, which an operator sets."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
@@ -952,10 +949,10 @@ class Life(World):
 
     domains = ("x.example", "y.example", "z.example")
 
-    def __init__(self, times: Times, max_gap: int) -> None:
+    def __init__(self, times: CacheTimes, max_gap: int) -> None:
         super().__init__(FakeClock(), times=times)
-        self.wall = Wall(self.clock)
-        self.disk, self.mail_disk = Kept(self.wall), Kept(self.wall)
+        self.wall = WallClock(self.clock)
+        self.store, self.mail_store = FakeStore(self.wall), FakeStore(self.wall)
         self.promise = Promise(self.clock, int(times.deny_grace), max_gap)
         self.flapping = False
         self._asked = 0
@@ -963,10 +960,10 @@ class Life(World):
 
     def restart(self) -> None:
         super().restart()
-        self.limits.breaker.reset("/etc/key")
-        self.decider._ask = self._answer
+        self.throttle.breaker.reset("/etc/key")
+        self.decider._lookup = self._answer
 
-    async def _answer(self, domain: str, _: Kind) -> Outcome:
+    async def _answer(self, domain: str, _: LookupKind) -> Outcome:
         self._asked += 1
         # An answer now and then, just enough for the breaker to let more questions pass.
         outcome = AWAY if self.flapping and self._asked % 4 else self.platform.outcome
@@ -980,7 +977,7 @@ class Life(World):
             self.clock.now += beat
             if mailed:
                 await self.mail(mailed)
-            self.decider.tend()
+            self.decider.run_maintenance()
             await self.settle()
             self.check()
 
@@ -996,7 +993,7 @@ class Life(World):
     def check(self) -> None:
         """See that exactly those are good that should be."""
         for domain in self.domains:
-            confirmed = self.decider.known_good.confirmed(domain)
+            confirmed = self.decider.known_good.confirmed_at(domain)
             good = confirmed is not None and self.clock() - confirmed < 7 * DAY
             assert good is self.promise.is_good(domain), domain
 
@@ -1004,7 +1001,7 @@ class Life(World):
         """Restart the daemon, which knows of the past what the clock on the wall says."""
         self.promise.rows.clear()
         for domain in [*self.promise.confirmed]:
-            moment = self.disk.moments.get(domain)
+            moment = self.store.moments.get(domain)
             if moment is None:
                 assert not self.promise.is_good(domain)
                 del self.promise.confirmed[domain]
@@ -1043,7 +1040,7 @@ Step = tuple[Outcome, bool, int, str | None, str | None]
 )
 @settings(max_examples=300)
 @given(steps=STEPS)
-def test_the_promise(steps: list[Step], times: Times, max_gap: int) -> None:
+def test_the_promise(steps: list[Step], times: CacheTimes, max_gap: int) -> None:
     """Through outages, answers now and then, restarts and clocks that are set."""
     asyncio.run(keep_the_promise(Life(times, max_gap), steps))
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import PATIENCE, eventually
 from mx_validator import log
+from support import PATIENCE, eventually
 
 
 def line(text: str, *, traceback: bool = False) -> str:
@@ -86,7 +86,7 @@ class Stuck(logging.Handler):
 
 def test_who_logs_never_waits_for_the_reader() -> None:
     stuck = Stuck()
-    writer = log.Writer(stuck, lines_waiting=3)
+    writer = log.BackgroundHandler(stuck, max_queued=3)
     logger = logging.getLogger("stuck")
     logger.propagate = False
     logger.addHandler(writer)
@@ -96,13 +96,19 @@ def test_who_logs_never_waits_for_the_reader() -> None:
         logger.warning("%d", number)
     stuck.free.set()
     writer.stop()
-    assert stuck.lines == ["0", "1", "2", "3", "6 lines of the log were dropped: nobody read them"]
+    assert stuck.lines == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "6 log lines were dropped because the pipe to Supervisor was full",
+    ]
 
 
 def test_the_end_does_not_wait_for_a_reader_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "FLUSH_SECONDS", 0.05)
     stuck = Stuck()
-    writer = log.Writer(stuck, lines_waiting=1)
+    writer = log.BackgroundHandler(stuck, max_queued=1)
     for _ in range(3):
         writer.emit(logging.makeLogRecord({"msg": "x"}))
         writer.stop()

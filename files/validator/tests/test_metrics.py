@@ -1,31 +1,28 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import urllib.error
 import urllib.request
 from dataclasses import replace
 
 import pytest
 
-from conftest import PATIENCE
 from mx_validator import metrics
-from mx_validator.decider import Source
-from mx_validator.metrics import Metrics, served
-from mx_validator.status import Observer, Status
+from mx_validator.metrics import Metrics, serving
+from mx_validator.model import Source
+from mx_validator.status import Status
+from support import PATIENCE
 from test_status_text import AWAY, WELL
 
 
-class Seen(Observer):
-    """An observer that sees what it is told."""
-
-    def __init__(self, status: Status) -> None:
-        self.status = status
-
-    def look(self) -> Status:
-        return self.status
-
-    def answers(self) -> dict[tuple[str, Source], int]:
-        return {("ALLOW", "known good"): 7}
+def metrics_of(status: Status) -> Metrics:
+    """Metrics that show a status, one answer and one lookup."""
+    counts: dict[tuple[str, Source], int] = {("ALLOW", "known good"): 7}
+    shown = Metrics()
+    shown.register(lambda: status, lambda: counts)
+    shown.record_lookup("deny", 0.3)
+    return shown
 
 
 def get(url: str) -> tuple[int, str]:
@@ -37,18 +34,15 @@ def get(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-async def fetch(seen: Seen, path: str, address: str = "127.0.0.1") -> tuple[int, str]:
-    shown = Metrics()
-    shown.add(seen)
-    shown.observe("deny", 0.3)
-    with served(address, 0, shown) as port:
+async def fetch(status: Status, path: str, address: str = "127.0.0.1") -> tuple[int, str]:
+    with serving(address, 0, metrics_of(status)) as port:
         host = f"[{address}]" if ":" in address else address
         return await asyncio.to_thread(get, f"http://{host}:{port}{path}")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 async def test_metrics(address: str) -> None:
-    code, text = await fetch(Seen(WELL), "/metrics?x=1", address)
+    code, text = await fetch(WELL, "/metrics?x=1", address)
     assert code == 200
     for line in (
         'mx_validator_platform_answers_total{outcome="deny"} 1.0',
@@ -71,32 +65,47 @@ async def test_metrics(address: str) -> None:
         assert f"{line}\n" in text
 
 
+async def test_names_and_help_texts() -> None:
+    """Dashboards and alarms of operators rely on the names."""
+    _, text = await fetch(WELL, "/metrics")
+    described = dict(re.findall(r"(?m)^# HELP mx_validator_(\S+) (.+)$", text))
+    assert set(described) == {
+        *("up_seconds", "loop_lag_seconds", "answers_total", "denied_domains"),
+        *("platform_up", "platform_key_refused", "platform_failing_seconds"),
+        *("platform_breaker_open", "platform_questions"),
+        *("platform_answers_total", "platform_answers_created"),
+        *("platform_answer_seconds", "platform_answer_seconds_created"),
+        *("known_good_domains", "known_good_oldest_seconds", "known_good_newest_seconds"),
+        *("store_unwritten_domains", "store_failing_seconds"),
+        *("store_damaged", "store_lost_domains", "queue_free_inodes", "queue_short"),
+    }
+    assert described["loop_lag_seconds"] == "Event loop lag at the last heartbeat."
+
+
 async def test_metrics_in_trouble() -> None:
-    _, text = await fetch(Seen(AWAY), "/metrics")
+    _, text = await fetch(AWAY, "/metrics")
     assert "mx_validator_platform_up 0.0\n" in text
     assert "mx_validator_platform_failing_seconds 600.0\n" in text
     assert "mx_validator_platform_breaker_open 1.0\n" in text
 
 
 async def test_metrics_of_a_damaged_file() -> None:
-    _, text = await fetch(Seen(replace(WELL, store_damaged=True, store_lost=3)), "/metrics")
+    _, text = await fetch(replace(WELL, store_damaged=True, store_lost=3), "/metrics")
     assert "mx_validator_store_damaged 1.0\n" in text
     assert "mx_validator_store_lost_domains 3.0\n" in text
-    _, text = await fetch(Seen(replace(WELL, store_damaged=True, store_lost=None)), "/metrics")
+    _, text = await fetch(replace(WELL, store_damaged=True, store_lost=None), "/metrics")
     assert "mx_validator_store_lost_domains" not in text
 
 
 async def test_health() -> None:
-    assert await fetch(Seen(AWAY), "/healthz") == (200, "ok\n")
-    code, _ = await fetch(Seen(WELL), "/")
+    assert await fetch(AWAY, "/healthz") == (200, "ok\n")
+    code, _ = await fetch(WELL, "/")
     assert code == 404
 
 
 async def test_health_of_a_loop_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "LOOP_SECONDS", 0.05)
-    shown = Metrics()
-    shown.add(Seen(WELL))
-    with served("127.0.0.1", 0, shown) as port:
+    monkeypatch.setattr(metrics, "LOOP_TIMEOUT_SECONDS", 0.05)
+    with serving("127.0.0.1", 0, metrics_of(WELL)) as port:
         # Not in a thread: the loop waits here.
         assert get(f"http://127.0.0.1:{port}/healthz") == (
             503,
@@ -107,10 +116,8 @@ async def test_health_of_a_loop_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_client_that_says_nothing_holds_up_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(metrics._Handler, "timeout", 0.05)
-    shown = Metrics()
-    shown.add(Seen(WELL))
-    with served("127.0.0.1", 0, shown) as port:
+    monkeypatch.setattr(metrics._MetricsHandler, "timeout", 0.05)
+    with serving("127.0.0.1", 0, metrics_of(WELL)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert await asyncio.to_thread(get, f"http://127.0.0.1:{port}/healthz") == (200, "ok\n")
         assert await reader.read() == b""

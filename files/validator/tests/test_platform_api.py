@@ -16,44 +16,43 @@ from platform_stub import PlatformStub, StubClient
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ClosedPoolError
 
-from conftest import API_KEY, PATIENCE, Stub, eventually_async
+from conftest import API_KEY, Stub
 from mx_validator import platform_api
-from mx_validator.decider import Outcome, OutcomeKind, Verdict
-from mx_validator.platform_answers import MAX_LISTED_DOMAINS, judge, read_list
+from mx_validator.model import LookupKind, Outcome, OutcomeKind, Verdict
 from mx_validator.platform_api import (
-    MAX_BODY_BYTES,
-    START_EVERY_SECONDS,
+    MAX_CHECK_BYTES,
+    START_INTERVAL_SECONDS,
     THREADS,
+    Endpoint,
     PlatformClient,
-    Target,
 )
-from mx_validator.throttle import Kind
+from support import PATIENCE, eventually_async
 
-AT_ONCE = THREADS[Kind.UNKNOWN]
+AT_ONCE = THREADS[LookupKind.UNKNOWN]
 ALLOW = Outcome(Verdict.ALLOW, "platform says yes", "allow")
 DENY = Outcome(Verdict.DENY, "platform says no", "deny")
 SHORT = 0.5  # seconds a question may take where it is meant to fail by that
 
 
-class Asker(PlatformClient):
+class UnknownDomainClient(PlatformClient):
     """A client that asks about unknown domains unless it is told otherwise."""
 
-    async def ask(self, domain: str, kind: Kind = Kind.UNKNOWN) -> Outcome:
-        return await super().ask(domain, kind)
+    async def check_domain(self, domain: str, kind: LookupKind = LookupKind.UNKNOWN) -> Outcome:
+        return await super().check_domain(domain, kind)
 
 
-Client = Callable[..., Asker]
+Client = Callable[..., UnknownDomainClient]
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    clients: list[Asker] = []
+    clients: list[UnknownDomainClient] = []
 
     def make(
         url: str, seconds: float = PATIENCE, key: str = API_KEY, ca_file: Path | str = "/none"
-    ) -> Asker:
-        target = Target(url, key, Path(ca_file))
-        clients.append(Asker(target, seconds))
+    ) -> UnknownDomainClient:
+        target = Endpoint(url, key, Path(ca_file))
+        clients.append(UnknownDomainClient(target, seconds))
         return clients[-1]
 
     yield make
@@ -68,50 +67,6 @@ def threads() -> list[threading.Thread]:
 
 def deferred(reason: str, kind: OutcomeKind) -> Outcome:
     return Outcome(Verdict.DEFER, reason, kind)
-
-
-JUDGED = [
-    (200, b'{"Success":true,"RelayDomain":"x"}', Verdict.ALLOW),
-    (200, b' \r\n{"Success": true}\n', Verdict.ALLOW),
-    (200, b'\xef\xbb\xbf{"Success": true}', Verdict.ALLOW),
-    (200, b'{"Success":false}', Verdict.DEFER),
-    (200, b'{"Success":1}', Verdict.DEFER),
-    (200, b'{"Success":"true"}', Verdict.DEFER),
-    (200, b'{"Success":null}', Verdict.DEFER),
-    (200, b'{"success":true}', Verdict.DEFER),
-    (200, b'[{"Success":true}]', Verdict.DEFER),
-    (200, b"true", Verdict.DEFER),
-    (200, b"{}", Verdict.DEFER),
-    (200, b"", Verdict.DEFER),
-    (200, b'{"Success":true', Verdict.DEFER),
-    (200, b'{"Success":true}{"Success":true}', Verdict.DEFER),
-    (200, b"<html>", Verdict.DEFER),
-    (200, b'{"Success":true,"x":"\xff"}', Verdict.DEFER),
-    (200, b"[" * 60000, Verdict.DEFER),
-    (200, b'{"Success":true,"x":' + b"9" * 60000 + b"}", Verdict.DEFER),
-    (500, b"{}", Verdict.DENY),
-    (500, b" {}\r\n", Verdict.DENY),
-    (500, b"", Verdict.DEFER),
-    (500, b"[]", Verdict.DEFER),
-    (500, b"null", Verdict.DEFER),
-    (500, b'""', Verdict.DEFER),
-    (500, b"{}{}", Verdict.DEFER),
-    (500, b"{", Verdict.DEFER),
-    (500, b'{"Success":true}', Verdict.DEFER),
-    (500, b'{"Errors":[]}', Verdict.DEFER),
-    (500, b"<html>{}</html>", Verdict.DEFER),
-    *(
-        (status, body, Verdict.DEFER)
-        for status in (201, 204, 301, 302, 307, 400, 401, 403, 404, 422, 429, 501, 502, 503, 504)
-        for body in (b'{"Success":true}', b"{}")
-    ),
-]
-
-
-@pytest.mark.parametrize(("status", "body", "verdict"), JUDGED)
-def test_judge(status: int, body: bytes, verdict: Verdict) -> None:
-    assert judge(status, body).verdict is verdict
-    assert (judge(status, body).kind == "key_refused") is (status in {401, 403})
 
 
 MODES = {
@@ -131,7 +86,7 @@ MODES = {
     "ok_html": deferred("platform answered 200 without Success: true", "no_verdict"),
     "ok_false": deferred("platform answered 200 without Success: true", "no_verdict"),
     "ok_list": deferred("platform answered 200 without Success: true", "no_verdict"),
-    "huge": deferred(f"platform answered 200 with over {MAX_BODY_BYTES} bytes", "no_verdict"),
+    "huge": deferred(f"platform answered 200 with over {MAX_CHECK_BYTES} bytes", "no_verdict"),
     "reset": deferred("no answer from the platform: Connection reset by peer", "unreachable"),
 }
 
@@ -139,47 +94,11 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 async def test_every_kind_of_answer(mode: str, stub: Stub, client: Client) -> None:
     stub.client.answer("x.example", mode)
-    assert await client(stub.url).ask("x.example") == MODES[mode]
+    assert await client(stub.url).check_domain("x.example") == MODES[mode]
     [request] = stub.client.requests()
     assert request["path"] == "/api/v1/inbound-relay-domain-check"
     assert request["query"] == "domain=x.example"
     assert request["authorized"]
-
-
-LISTS = [
-    (b'{"Success":true,"Domains":["A.example","b.EXAMPLE.","m\\u00fcller.example"]}', 3),
-    (b'{"Success":true,"Domains":{"0":"a.example","2":"b.example"}}', 2),
-    (b'{"Success":true,"Domains":[]}', 0),
-    (b'{"Success":true,"Domains":["a.example","",null,7,["b.example"],"[::1]","x","a b.c"]}', 1),
-]
-
-
-@pytest.mark.parametrize(("body", "number"), LISTS)
-def test_lists(body: bytes, number: int) -> None:
-    domains = read_list(200, body)
-    assert isinstance(domains, frozenset)
-    assert len(domains) == number
-    assert domains <= {"a.example", "b.example", "xn--mller-kva.example"}
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        *(b"", b"[]", b"null", b"<html>", b"{", b"[" * 100_000, b"\xff\xfe", b"{}"),
-        b'{"Success":true}',
-        b'{"Success":true,"Domains":"a.example"}',
-        b'{"Success":false,"Domains":["a.example"]}',
-        b'{"Success":1,"Domains":["a.example"]}',
-    ],
-)
-def test_no_lists(body: bytes) -> None:
-    assert read_list(200, body) == deferred("platform answered 200 without a list", "no_verdict")
-
-
-def test_a_list_is_cut_at_its_bound() -> None:
-    names = ",".join(f'"{number}.example"' for number in range(MAX_LISTED_DOMAINS + 1))
-    domains = read_list(200, f'{{"Success":true,"Domains":[{names}]}}'.encode())
-    assert len(domains) == MAX_LISTED_DOMAINS
 
 
 async def test_the_list(stub: Stub, client: Client) -> None:
@@ -211,38 +130,42 @@ async def test_a_list_that_does_not_come_in_time(mode: str, stub: Stub, client: 
 async def test_no_answer_in_time_frees_the_thread_and_the_connection(
     mode: str, stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(Kind, 1))
+    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(LookupKind, 1))
     stub.client.answer("slow.example", mode, interval_ms=100)
     stub.client.answer("x.example", "allow")
-    asker = client(stub.url, SHORT)
-    assert await asker.ask("slow.example") == deferred("no answer within 0.5 s", "timeout")
-    asker._question_seconds = PATIENCE
-    assert await asker.ask("x.example") == ALLOW
+    tested = client(stub.url, SHORT)
+    assert await tested.check_domain("slow.example") == deferred(
+        "no answer within 0.5 s", "timeout"
+    )
+    tested._lookup_seconds = PATIENCE
+    assert await tested.check_domain("x.example") == ALLOW
 
 
 async def test_question_that_waited_too_long_for_a_thread(
     stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(Kind, 1))
+    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(LookupKind, 1))
     started: list[str] = []
-    fetch = PlatformClient._fetch
+    fetch = PlatformClient._run_in_thread
 
-    def spy(asker: PlatformClient, *arguments: Any) -> Outcome:
+    def spy(tested: PlatformClient, *arguments: Any) -> Outcome:
         started.append(arguments[-1].arguments["params"]["domain"])
-        return fetch(asker, *arguments)
+        return fetch(tested, *arguments)
 
-    monkeypatch.setattr(PlatformClient, "_fetch", spy)
+    monkeypatch.setattr(PlatformClient, "_run_in_thread", spy)
     stub.client.default("hang")
-    asker = client(stub.url)
-    first = asyncio.create_task(asker.ask("first.example"))
+    tested = client(stub.url)
+    first = asyncio.create_task(tested.check_domain("first.example"))
     await eventually_async(lambda: stub.client.count() == 1)
-    asker._question_seconds = SHORT
-    answers = await asyncio.gather(*(asker.ask(f"{number}.example") for number in range(8)))
+    tested._lookup_seconds = SHORT
+    answers = await asyncio.gather(
+        *(tested.check_domain(f"{number}.example") for number in range(8))
+    )
     assert answers == [deferred("no answer within 0.5 s", "timeout")] * 8
-    asker._question_seconds = PATIENCE
+    tested._lookup_seconds = PATIENCE
     stub.client.reset()
     stub.client.answer("x.example", "allow")
-    assert await asker.ask("x.example") == ALLOW
+    assert await tested.check_domain("x.example") == ALLOW
     await first
     # The others were dropped when their time was up, not worked off one by one.
     assert started == ["first.example", "x.example"]
@@ -250,44 +173,47 @@ async def test_question_that_waited_too_long_for_a_thread(
 
 async def test_questions_run_at_the_same_time(stub: Stub, client: Client) -> None:
     stub.client.default("hang")
-    asker = client(stub.url)
-    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(AT_ONCE + 2)]
+    tested = client(stub.url)
+    asked = [
+        asyncio.create_task(tested.check_domain(f"{number}.example"))
+        for number in range(AT_ONCE + 2)
+    ]
     await eventually_async(lambda: stub.client.count() == AT_ONCE)
     stub.client.reset()
     await asyncio.gather(*asked)
 
 
 async def test_questions_do_not_start_all_at_once(stub: Stub, client: Client) -> None:
-    asker = client(stub.url)
-    await asyncio.gather(*(asker.ask(f"{number}.example") for number in range(21)))
+    tested = client(stub.url)
+    await asyncio.gather(*(tested.check_domain(f"{number}.example") for number in range(21)))
     times = [request["time"] for request in stub.client.requests()]
-    assert max(times) - min(times) > 15 * START_EVERY_SECONDS
+    assert max(times) - min(times) > 15 * START_INTERVAL_SECONDS
 
 
 async def test_close_ends_what_is_under_way(stub: Stub, client: Client) -> None:
     stub.client.default("hang")
-    asker = client(stub.url)
-    asked = asyncio.create_task(asker.ask("x.example"))
+    tested = client(stub.url)
+    asked = asyncio.create_task(tested.check_domain("x.example"))
     await eventually_async(lambda: stub.client.count() == 1)
-    asker.close()
+    tested.close()
     assert (await asked).verdict is Verdict.DEFER
 
 
 async def test_nobody_listens(stub: Stub, client: Client) -> None:
     stub.client.listen(wanted=False)
-    assert await client(stub.url).ask("x.example") == deferred(
+    assert await client(stub.url).check_domain("x.example") == deferred(
         "no answer from the platform: Connection refused", "unreachable"
     )
 
 
 async def test_no_such_host(client: Client) -> None:
-    answer = await client("http://platform.invalid/").ask("x.example")
+    answer = await client("http://platform.invalid/").check_domain("x.example")
     assert answer.verdict is Verdict.DEFER
     assert answer.reason.startswith("no answer from the platform: ")
 
 
 async def test_path_of_the_platform(stub: Stub, client: Client) -> None:
-    assert await client(f"{stub.url}oempro/").ask("x.example") == deferred(
+    assert await client(f"{stub.url}oempro/").check_domain("x.example") == deferred(
         "platform answered 404", "http_error"
     )
     assert stub.client.requests()[0]["path"] == "/oempro/api/v1/inbound-relay-domain-check"
@@ -295,7 +221,7 @@ async def test_path_of_the_platform(stub: Stub, client: Client) -> None:
 
 async def test_domain_is_encoded(stub: Stub, client: Client) -> None:
     stub.client.answer("x&domain=y #/?é", "allow")
-    assert await client(stub.url).ask("x&domain=y #/?é") == ALLOW
+    assert await client(stub.url).check_domain("x&domain=y #/?é") == ALLOW
     assert stub.client.requests()[0]["domain"] == "x&domain=y #/?é"
 
 
@@ -308,34 +234,39 @@ async def test_netrc_and_proxies_of_the_environment_are_ignored(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9/")
     stub.client.answer("x.example", "allow")
-    assert await client(stub.url).ask("x.example") == ALLOW
+    assert await client(stub.url).check_domain("x.example") == ALLOW
 
 
 async def test_refreshes_do_not_wait_for_unknown_domains(stub: Stub, client: Client) -> None:
     stub.client.default("hang")
     stub.client.answer("good.example", "allow")
-    asker = client(stub.url)
-    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(2 * AT_ONCE)]
+    tested = client(stub.url)
+    asked = [
+        asyncio.create_task(tested.check_domain(f"{number}.example"))
+        for number in range(2 * AT_ONCE)
+    ]
     await eventually_async(lambda: stub.client.count() == AT_ONCE)
-    assert await asker.ask("good.example", Kind.REFRESH) == ALLOW
+    assert await tested.check_domain("good.example", LookupKind.REFRESH) == ALLOW
     stub.client.reset()
     await asyncio.gather(*asked)
 
 
 async def test_new_target(stub: Stub, client: Client) -> None:
     stub.client.answer("x.example", "allow")
-    asker = client(stub.url, key="wrong")
-    assert await asker.ask("x.example") == deferred("API key refused (403)", "key_refused")
-    asker.set_target(Target(stub.url, API_KEY, Path("/none")))
-    assert await asker.ask("x.example") == ALLOW
+    tested = client(stub.url, key="wrong")
+    assert await tested.check_domain("x.example") == deferred(
+        "API key refused (403)", "key_refused"
+    )
+    tested.set_endpoint(Endpoint(stub.url, API_KEY, Path("/none")))
+    assert await tested.check_domain("x.example") == ALLOW
 
 
 async def test_new_target_lets_a_question_under_way_be_answered(stub: Stub, client: Client) -> None:
     stub.client.answer("x.example", "allow", delay_ms=200)
-    asker = client(stub.url)
-    asked = asyncio.create_task(asker.ask("x.example"))
+    tested = client(stub.url)
+    asked = asyncio.create_task(tested.check_domain("x.example"))
     await eventually_async(lambda: stub.client.count() == 1)
-    asker.set_target(Target(stub.url, "wrong", Path("/none")))
+    tested.set_endpoint(Endpoint(stub.url, "wrong", Path("/none")))
     assert await asked == ALLOW
 
 
@@ -353,7 +284,7 @@ async def test_new_target_at_the_moment_when_a_question_takes_its_connection(
 
     monkeypatch.setattr(platform_api._HTTPPool, "_get_conn", closed_once)
     stub.client.answer("x.example", "allow")
-    assert await client(stub.url).ask("x.example") == ALLOW
+    assert await client(stub.url).check_domain("x.example") == ALLOW
 
 
 class Script:
@@ -417,14 +348,14 @@ async def test_one_connection_serves_many_questions(
     script: Callable[..., Script], client: Client
 ) -> None:
     server = script([YES, NO, http(500, b"<html>"), YES])
-    asker = client(server.url)
-    answers = [await asker.ask("x.example") for _ in range(4)]
+    tested = client(server.url)
+    answers = [await tested.check_domain("x.example") for _ in range(4)]
     assert answers == [ALLOW, DENY, MODES["error_html"], ALLOW]
 
 
 async def test_headers(script: Callable[..., Script], client: Client) -> None:
     server = script([YES])
-    await client(server.url).ask("x.example")
+    await client(server.url).check_domain("x.example")
     lines = server.requests[0].decode().split("\r\n")
     assert lines[0] == "GET /api/v1/inbound-relay-domain-check?domain=x.example HTTP/1.1"
     assert set(lines[1:]) - {""} == {
@@ -441,9 +372,9 @@ async def test_idle_connection_is_probed(
     stub: Stub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[tuple[int, int]] = []
-    watch = platform_api._Call.watch
+    watch = platform_api._CallInFlight.attach
 
-    def spy(call: platform_api._Call, connection: socket.socket) -> None:
+    def spy(call: platform_api._CallInFlight, connection: socket.socket) -> None:
         for level, option in (
             (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
             (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
@@ -452,51 +383,55 @@ async def test_idle_connection_is_probed(
             found.append((option, connection.getsockopt(level, option)))
         watch(call, connection)
 
-    monkeypatch.setattr(platform_api._Call, "watch", spy)
-    await client(stub.url).ask("x.example")
+    monkeypatch.setattr(platform_api._CallInFlight, "attach", spy)
+    await client(stub.url).check_domain("x.example")
     assert found == [(socket.SO_KEEPALIVE, 1), (socket.TCP_KEEPIDLE, 30), (socket.TCP_NODELAY, 1)]
 
 
 async def test_connection_closed_while_idle(script: Callable[..., Script], client: Client) -> None:
     server = script([YES], [YES])
-    asker = client(server.url)
-    assert await asker.ask("x.example") == ALLOW
+    tested = client(server.url)
+    assert await tested.check_domain("x.example") == ALLOW
     await eventually_async(lambda: server.closed == 1)
-    assert await asker.ask("x.example") == ALLOW
+    assert await tested.check_domain("x.example") == ALLOW
 
 
 async def test_connection_closed_just_when_it_is_used_again(
     script: Callable[..., Script], client: Client
 ) -> None:
     server = script([YES, None], [YES])
-    asker = client(server.url)
-    assert await asker.ask("x.example") == ALLOW
-    assert await asker.ask("x.example") == ALLOW
+    tested = client(server.url)
+    assert await tested.check_domain("x.example") == ALLOW
+    assert await tested.check_domain("x.example") == ALLOW
     assert len(server.requests) == 3
 
 
 async def test_all_idle_connections_closed_by_a_restart(stub: Stub, client: Client) -> None:
     stub.client.default("hang")
-    asker = client(stub.url)
-    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(AT_ONCE)]
+    tested = client(stub.url)
+    asked = [
+        asyncio.create_task(tested.check_domain(f"{number}.example")) for number in range(AT_ONCE)
+    ]
     await eventually_async(lambda: stub.client.count() == AT_ONCE)
     stub.client.default("allow")
     stub.client.reset()
     await asyncio.gather(*asked)
     stub.client.default("allow", delay_ms=100)
-    asked = [asyncio.create_task(asker.ask(f"{number}.example")) for number in range(AT_ONCE)]
+    asked = [
+        asyncio.create_task(tested.check_domain(f"{number}.example")) for number in range(AT_ONCE)
+    ]
     await asyncio.gather(*asked)
     stub.client.listen(wanted=False)
     stub.client.listen(wanted=True)
     for number in range(AT_ONCE):
-        assert await asker.ask(f"{number}.example") == ALLOW
+        assert await tested.check_domain(f"{number}.example") == ALLOW
 
 
 async def test_no_second_try_on_a_new_connection(
     script: Callable[..., Script], client: Client
 ) -> None:
     server = script([None])
-    assert await client(server.url).ask("x.example") == deferred(
+    assert await client(server.url).check_domain("x.example") == deferred(
         "no answer from the platform: Remote end closed connection without response",
         "unreachable",
     )
@@ -507,19 +442,19 @@ async def test_tries_end_when_every_connection_breaks_at_its_second_use(
     script: Callable[..., Script], client: Client
 ) -> None:
     server = script([YES, None], [YES, None], [YES])
-    asker = client(server.url)
-    assert [await asker.ask("x.example") for _ in range(3)] == [ALLOW] * 3
+    tested = client(server.url)
+    assert [await tested.check_domain("x.example") for _ in range(3)] == [ALLOW] * 3
     assert len(server.requests) == 5
 
 
 async def test_last_try_is_on_a_new_connection(
     script: Callable[..., Script], client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(Kind, 1))
+    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(LookupKind, 1))
     server = script([YES, None], [None])
-    asker = client(server.url)
-    assert await asker.ask("x.example") == ALLOW
-    assert (await asker.ask("x.example")).verdict is Verdict.DEFER
+    tested = client(server.url)
+    assert await tested.check_domain("x.example") == ALLOW
+    assert (await tested.check_domain("x.example")).verdict is Verdict.DEFER
     assert len(server.requests) == 3
 
 
@@ -527,9 +462,9 @@ async def test_no_second_try_when_an_answer_has_begun(
     script: Callable[..., Script], client: Client
 ) -> None:
     server = script([YES, [b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"]])
-    asker = client(server.url)
-    assert await asker.ask("x.example") == ALLOW
-    assert (await asker.ask("x.example")).verdict is Verdict.DEFER
+    tested = client(server.url)
+    assert await tested.check_domain("x.example") == ALLOW
+    assert (await tested.check_domain("x.example")).verdict is Verdict.DEFER
     assert len(server.requests) == 2
 
 
@@ -551,23 +486,23 @@ CUT_SHORT = {
 @pytest.mark.parametrize("name", CUT_SHORT)
 async def test_broken_answers(name: str, script: Callable[..., Script], client: Client) -> None:
     server = script([CUT_SHORT[name]])
-    assert (await client(server.url).ask("x.example")).verdict is Verdict.DEFER
+    assert (await client(server.url).check_domain("x.example")).verdict is Verdict.DEFER
 
 
 async def test_body_without_a_length(script: Callable[..., Script], client: Client) -> None:
     chunked = [b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n", b'8\r\n{"Succes\r\n']
     chunked.append(b'8\r\ns":true}\r\n0\r\n\r\n')
     server = script([chunked, [b"HTTP/1.1 500 X\r\n\r\n{}"]])
-    asker = client(server.url)
-    assert [await asker.ask("x.example") for _ in range(2)] == [ALLOW, DENY]
+    tested = client(server.url)
+    assert [await tested.check_domain("x.example") for _ in range(2)] == [ALLOW, DENY]
 
 
 async def test_largest_body(script: Callable[..., Script], client: Client) -> None:
-    body = b'{"Success":true}'.ljust(MAX_BODY_BYTES)
+    body = b'{"Success":true}'.ljust(MAX_CHECK_BYTES)
     server = script([http(200, body), http(200, body + b" ")])
-    asker = client(server.url)
-    assert await asker.ask("x.example") == ALLOW
-    assert await asker.ask("x.example") == MODES["huge"]
+    tested = client(server.url)
+    assert await tested.check_domain("x.example") == ALLOW
+    assert await tested.check_domain("x.example") == MODES["huge"]
 
 
 async def test_redirect_with_an_endless_body(script: Callable[..., Script], client: Client) -> None:
@@ -575,7 +510,7 @@ async def test_redirect_with_an_endless_body(script: Callable[..., Script], clie
         [b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n"], itertools.repeat(b"x" * 65536)
     )
     server = script([endless])
-    assert await client(server.url).ask("x.example") == deferred(
+    assert await client(server.url).check_domain("x.example") == deferred(
         "platform answered 302", "http_error"
     )
 
@@ -585,14 +520,14 @@ async def test_refusal_of_the_key_counts_whatever_its_body(
 ) -> None:
     head = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 1000000000\r\n\r\n"
     server = script([itertools.chain([head], itertools.repeat(b"x" * 65536))])
-    assert await client(server.url).ask("x.example") == MODES["forbidden"]
+    assert await client(server.url).check_domain("x.example") == MODES["forbidden"]
 
 
 async def test_redirect_to_another_host_does_not_get_the_key(
     stub: Stub, script: Callable[..., Script], client: Client
 ) -> None:
     server = script([http(302, b"", b"Location: " + stub.url.encode())])
-    assert await client(server.url).ask("x.example") == deferred(
+    assert await client(server.url).check_domain("x.example") == deferred(
         "platform answered 302", "http_error"
     )
     assert stub.client.count() == 0
@@ -600,8 +535,8 @@ async def test_redirect_to_another_host_does_not_get_the_key(
 
 async def test_cookies_are_not_sent_back(script: Callable[..., Script], client: Client) -> None:
     server = script([http(500, b"{}", b"Set-Cookie: PHPSESSID=abc; path=/"), YES])
-    asker = client(server.url)
-    assert [await asker.ask("x.example") for _ in range(2)] == [DENY, ALLOW]
+    tested = client(server.url)
+    assert [await tested.check_domain("x.example") for _ in range(2)] == [DENY, ALLOW]
     assert b"Cookie" not in server.requests[1]
 
 
@@ -641,8 +576,8 @@ def tls_stub(certificates: Path) -> Iterator[Stub]:
 @pytest.mark.parametrize("mode", ["allow", "deny", "huge"])
 async def test_tls(mode: str, tls_stub: Stub, certificates: Path, client: Client) -> None:
     tls_stub.client.answer("x.example", mode)
-    asker = client(tls_stub.url, ca_file=certificates / "ca.pem")
-    assert [await asker.ask("x.example") for _ in range(2)] == [MODES[mode]] * 2
+    tested = client(tls_stub.url, ca_file=certificates / "ca.pem")
+    assert [await tested.check_domain("x.example") for _ in range(2)] == [MODES[mode]] * 2
 
 
 @pytest.mark.parametrize("mode", ["hang", "drip_header", "drip_body"])
@@ -653,31 +588,35 @@ async def test_tls_no_answer_in_time(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(Kind, 1))
+    monkeypatch.setattr(platform_api, "THREADS", dict.fromkeys(LookupKind, 1))
     tls_stub.client.answer("slow.example", mode, interval_ms=100)
     tls_stub.client.answer("x.example", "allow")
-    asker = client(tls_stub.url, ca_file=certificates / "ca.pem")
+    tested = client(tls_stub.url, ca_file=certificates / "ca.pem")
     # The first question is on a new connection, the second on one that was used before.
-    assert await asker.ask("x.example") == ALLOW
-    asker._question_seconds = SHORT
-    assert await asker.ask("slow.example") == deferred("no answer within 0.5 s", "timeout")
-    asker._question_seconds = PATIENCE
-    assert await asker.ask("x.example") == ALLOW
+    assert await tested.check_domain("x.example") == ALLOW
+    tested._lookup_seconds = SHORT
+    assert await tested.check_domain("slow.example") == deferred(
+        "no answer within 0.5 s", "timeout"
+    )
+    tested._lookup_seconds = PATIENCE
+    assert await tested.check_domain("x.example") == ALLOW
 
 
 async def test_tls_connections_closed_by_a_restart(
     tls_stub: Stub, certificates: Path, client: Client
 ) -> None:
     tls_stub.client.default("allow")
-    asker = client(tls_stub.url, ca_file=certificates / "ca.pem")
-    assert await asker.ask("x.example") == ALLOW
+    tested = client(tls_stub.url, ca_file=certificates / "ca.pem")
+    assert await tested.check_domain("x.example") == ALLOW
     tls_stub.client.listen(wanted=False)
     tls_stub.client.listen(wanted=True)
-    assert await asker.ask("x.example") == ALLOW
+    assert await tested.check_domain("x.example") == ALLOW
 
 
 async def test_tls_of_another_ca(tls_stub: Stub, certificates: Path, client: Client) -> None:
-    answer = await client(tls_stub.url, ca_file=certificates / "other.pem").ask("x.example")
+    answer = await client(tls_stub.url, ca_file=certificates / "other.pem").check_domain(
+        "x.example"
+    )
     assert answer == deferred(
         "TLS to the platform failed: unable to get local issuer certificate", "tls"
     )
@@ -686,7 +625,7 @@ async def test_tls_of_another_ca(tls_stub: Stub, certificates: Path, client: Cli
 
 async def test_tls_of_another_host(tls_stub: Stub, certificates: Path, client: Client) -> None:
     url = tls_stub.url.replace("localhost", "127.0.0.1")
-    answer = await client(url, ca_file=certificates / "ca.pem").ask("x.example")
+    answer = await client(url, ca_file=certificates / "ca.pem").check_domain("x.example")
     assert answer.verdict is Verdict.DEFER
     assert answer.reason.startswith("TLS to the platform failed: ")
     assert "'127.0.0.1'" in answer.reason
@@ -694,7 +633,7 @@ async def test_tls_of_another_host(tls_stub: Stub, certificates: Path, client: C
 
 
 async def test_no_certificates_to_verify_with(tls_stub: Stub, client: Client) -> None:
-    answer = await client(tls_stub.url, ca_file="/nothing.pem").ask("x.example")
+    answer = await client(tls_stub.url, ca_file="/nothing.pem").check_domain("x.example")
     assert answer.verdict is Verdict.DEFER
     assert "/nothing.pem" in answer.reason
 
@@ -703,7 +642,7 @@ async def test_no_tls_where_https_is_expected(
     stub: Stub, certificates: Path, client: Client
 ) -> None:
     url = stub.url.replace("http:", "https:")
-    answer = await client(url, ca_file=certificates / "ca.pem").ask("x.example")
+    answer = await client(url, ca_file=certificates / "ca.pem").check_domain("x.example")
     assert answer.verdict is Verdict.DEFER
     assert answer.reason.startswith("TLS to the platform failed: ")
 
@@ -711,8 +650,10 @@ async def test_no_tls_where_https_is_expected(
 async def test_handshake_that_never_comes(certificates: Path, client: Client) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://localhost:{silent.getsockname()[1]}/"
-        asker = client(url, SHORT, ca_file=certificates / "ca.pem")
-        assert await asker.ask("x.example") == deferred("no answer within 0.5 s", "timeout")
+        tested = client(url, SHORT, ca_file=certificates / "ca.pem")
+        assert await tested.check_domain("x.example") == deferred(
+            "no answer within 0.5 s", "timeout"
+        )
         silent.settimeout(PATIENCE)
         connection, _ = silent.accept()
         with connection:
@@ -734,7 +675,7 @@ async def test_connection_that_was_made_too_late_is_closed(
 
     monkeypatch.setattr(HTTPConnection, "_new_conn", slowly)
     server = script([None])
-    assert await client(server.url, 0.01).ask("x.example") == deferred(
+    assert await client(server.url, 0.01).check_domain("x.example") == deferred(
         "no answer within 0.01 s", "timeout"
     )
     ended.set()
@@ -748,6 +689,6 @@ async def test_error_that_nobody_thought_of_is_not_hidden(
     def broken(_status: int, _body: bytes) -> None:
         raise AssertionError("surprise")
 
-    monkeypatch.setattr(platform_api, "judge", broken)
+    monkeypatch.setattr(platform_api, "parse_check", broken)
     with pytest.raises(AssertionError, match="surprise"):
-        await client(stub.url).ask("x.example")
+        await client(stub.url).check_domain("x.example")

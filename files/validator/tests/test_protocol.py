@@ -43,7 +43,7 @@ def parse(pieces: Iterable[bytes]) -> list[Request | str]:
     try:
         for piece in pieces:
             parser.feed(piece)
-            while (request := parser.take()) is not None:
+            while (request := parser.next_request()) is not None:
                 found.append(request)
     except ProtocolError as error:
         found.append(str(error))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mx_validator.queue_space import Room
+from mx_validator.queue_space import QueueSpace
 
 DIRECTORY = Path("/var/spool/postfix/mx-validator")
 
@@ -47,21 +47,21 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> FileSystem:
 )
 def test_few_inodes(files: int, free: int, short: bool, disk: FileSystem) -> None:
     disk.files, disk.free = files, free
-    room = Room(DIRECTORY)
+    room = QueueSpace(DIRECTORY)
     assert (room.is_short, room.free_inodes) == (short, free)
 
 
 def test_a_file_system_that_counts_none(disk: FileSystem) -> None:
     disk.files = disk.free = 0
-    room = Room(DIRECTORY)
+    room = QueueSpace(DIRECTORY)
     assert (room.is_short, room.free_inodes) == (False, None)
 
 
 @pytest.mark.usefixtures("_logged")
 def test_the_log_says_it_once(disk: FileSystem, caplog: pytest.LogCaptureFixture) -> None:
-    room = Room(DIRECTORY)
+    room = QueueSpace(DIRECTORY)
     for disk.free in (500_000, 9_000, 8_000, 10_000, 11_000):
-        room.look()
+        room.update()
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
     assert "only 9000 free inodes for the mail queue in /var/spool/postfix" in caplog.text
     assert "10000 free inodes again" in caplog.text
@@ -69,8 +69,8 @@ def test_the_log_says_it_once(disk: FileSystem, caplog: pytest.LogCaptureFixture
 
 def test_what_cannot_be_seen_changes_nothing(disk: FileSystem) -> None:
     disk.free = 9_000
-    room = Room(DIRECTORY)
+    room = QueueSpace(DIRECTORY)
     disk.gone = True
-    room.look()
+    room.update()
     assert (room.is_short, room.free_inodes) == (True, 9_000)
-    assert not Room(DIRECTORY).is_short
+    assert not QueueSpace(DIRECTORY).is_short

@@ -12,18 +12,19 @@ from typing import Any
 
 import pytest
 
-from conftest import PATIENCE, eventually_async, request_for
-from mx_validator.listener import AlreadyRunningError, Listener, only_copy
+from conftest import request_for
+from mx_validator.listener import AlreadyRunningError, Listener, single_instance
 from mx_validator.protocol import Request
-from mx_validator.server import Server
+from mx_validator.server import PolicyServer
+from support import PATIENCE, eventually_async
 
 Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
 Connect = Callable[[], Awaitable[tuple[Reader, Writer]]]
 
 
-class Responder:
-    """Answers with the recipient; later, when held, those whose recipient begins with `slow`."""
+class FakePolicy:
+    """Replies with the recipient; if it begins with `slow`, not before `free` is set."""
 
     def __init__(self) -> None:
         self.free = asyncio.Event()
@@ -49,12 +50,12 @@ class Responder:
 
 
 @pytest.fixture
-async def responder() -> Responder:
-    return Responder()
+async def policy() -> FakePolicy:
+    return FakePolicy()
 
 
 @contextlib.asynccontextmanager
-async def running(path: Path, server: Server) -> AsyncIterator[None]:
+async def running(path: Path, server: PolicyServer) -> AsyncIterator[None]:
     with Listener(path).socket as listening:
         await server.start(listening)
         try:
@@ -90,9 +91,9 @@ async def is_closed(reader: Reader) -> bool:
         return True
 
 
-async def test_one_after_the_other(tmp_path: Path, responder: Responder, connect: Connect) -> None:
-    responder.free.set()
-    async with running(tmp_path / "policy", Server(responder.respond)):
+async def test_one_after_the_other(tmp_path: Path, policy: FakePolicy, connect: Connect) -> None:
+    policy.free.set()
+    async with running(tmp_path / "policy", PolicyServer(policy.respond)):
         reader, writer = await connect()
         for recipient in ("a", "slow", "b"):
             writer.write(request_for(recipient))
@@ -101,12 +102,12 @@ async def test_one_after_the_other(tmp_path: Path, responder: Responder, connect
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 async def test_pipelined_requests_are_answered_in_their_order(
-    size: int, tmp_path: Path, responder: Responder, connect: Connect
+    size: int, tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    responder.free.set()
+    policy.free.set()
     names = [("slow" if number % 3 == 0 else "") + str(number) for number in range(20)]
     stream = b"".join(request_for(name) for name in names)
-    async with running(tmp_path / "policy", Server(responder.respond)):
+    async with running(tmp_path / "policy", PolicyServer(policy.respond)):
         reader, writer = await connect()
         for start in range(0, len(stream), size):
             writer.write(stream[start : start + size])
@@ -116,28 +117,28 @@ async def test_pipelined_requests_are_answered_in_their_order(
 
 
 async def test_a_slow_answer_holds_up_nobody_else(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    async with running(tmp_path / "policy", Server(responder.respond)):
+    async with running(tmp_path / "policy", PolicyServer(policy.respond)):
         slow_reader, slow_writer = await connect()
         slow_writer.write(request_for("slow"))
-        await eventually_async(lambda: responder.slow)
+        await eventually_async(lambda: policy.slow)
         reader, writer = await connect()
         writer.write(request_for("a"))
         assert await read(reader) == b"a\n\n"
-        responder.free.set()
+        policy.free.set()
         assert await read(slow_reader) == b"slow\n\n"
 
 
 async def test_who_sends_without_waiting_is_not_read_for_ever(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    async with running(tmp_path / "policy", Server(responder.respond)):
+    async with running(tmp_path / "policy", PolicyServer(policy.respond)):
         reader, writer = await connect()
         writer.write(request_for("slow"))
         many = 20_000
         writer.write(request_for("a") * many)
-        await eventually_async(lambda: responder.slow)
+        await eventually_async(lambda: policy.slow)
         # What the server does not take stays on this side.
         waiting = writer.transport.get_write_buffer_size
         left = -1
@@ -145,16 +146,16 @@ async def test_who_sends_without_waiting_is_not_read_for_ever(
             left = waiting()
             await asyncio.sleep(0.05)
         assert left > len(request_for("a")) * many / 2
-        responder.free.set()
+        policy.free.set()
         assert await read(reader) == b"slow\n\n"
         for _ in range(many):
             await read(reader)
 
 
 async def test_who_does_not_read_is_not_answered_for_ever(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    async with running(tmp_path / "policy", Server(responder.respond)):
+    async with running(tmp_path / "policy", PolicyServer(policy.respond)):
         reader, writer = await connect()
         transport = writer.transport
         assert isinstance(transport, asyncio.ReadTransport)
@@ -163,8 +164,8 @@ async def test_who_does_not_read_is_not_answered_for_ever(
         many = 3000
         writer.write(request_for(name) * many)
         answered = -1
-        while answered != responder.answered:
-            answered = responder.answered
+        while answered != policy.answered:
+            answered = policy.answered
             await asyncio.sleep(0.05)
         assert answered < many
         transport.resume_reading()
@@ -173,9 +174,9 @@ async def test_who_does_not_read_is_not_answered_for_ever(
 
 
 async def test_answers_before_garbage_are_sent_and_then_the_connection_is_closed(
-    tmp_path: Path, responder: Responder, connect: Connect, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, policy: FakePolicy, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(tmp_path / "policy", Server(responder.respond)):
+    async with running(tmp_path / "policy", PolicyServer(policy.respond)):
         reader, writer = await connect()
         writer.write(request_for("a") + b"s3cret\n\n" + request_for("b"))
         assert await read(reader) == b"a\n\n"
@@ -185,24 +186,24 @@ async def test_answers_before_garbage_are_sent_and_then_the_connection_is_closed
 
 
 async def test_garbage_behind_a_slow_answer(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    async with running(tmp_path / "policy", Server(responder.respond)):
+    async with running(tmp_path / "policy", PolicyServer(policy.respond)):
         reader, writer = await connect()
         writer.write(request_for("slow") + b"\n")
-        await eventually_async(lambda: responder.slow)
-        responder.free.set()
+        await eventually_async(lambda: policy.slow)
+        policy.free.set()
         assert await read(reader) == b"slow\n\n"
         assert await is_closed(reader)
 
 
 async def test_who_leaves_is_forgotten(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    async with running(tmp_path / "policy", Server(responder.respond, max_connections=1)):
+    async with running(tmp_path / "policy", PolicyServer(policy.respond, max_connections=1)):
         _, writer = await connect()
         writer.write(request_for("slow"))
-        await eventually_async(lambda: responder.slow)
+        await eventually_async(lambda: policy.slow)
         writer.close()
         await writer.wait_closed()
         answer = b""
@@ -212,13 +213,13 @@ async def test_who_leaves_is_forgotten(
                 writer.write(request_for("a"))
                 answer = await asyncio.wait_for(reader.read(3), PATIENCE)
         assert answer == b"a\n\n"
-        assert responder.given_up == 1
+        assert policy.given_up == 1
 
 
 async def test_too_many_connections(
-    tmp_path: Path, responder: Responder, connect: Connect, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, policy: FakePolicy, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(tmp_path / "policy", Server(responder.respond, max_connections=2)):
+    async with running(tmp_path / "policy", PolicyServer(policy.respond, max_connections=2)):
         taken = [await connect() for _ in range(2)]
         for _ in range(5):
             reader, _writer = await connect()
@@ -231,9 +232,9 @@ async def test_too_many_connections(
 
 
 async def test_a_burst_of_connections_does_not_get_past_the_limit(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    async with running(tmp_path / "policy", Server(responder.respond, max_connections=5)):
+    async with running(tmp_path / "policy", PolicyServer(policy.respond, max_connections=5)):
         readers = [reader for reader, _ in await asyncio.gather(*(connect() for _ in range(60)))]
         closed = [asyncio.create_task(is_closed(reader)) for reader in readers]
         await eventually_async(lambda: sum(task.done() for task in closed) == 55)
@@ -242,67 +243,67 @@ async def test_a_burst_of_connections_does_not_get_past_the_limit(
 
 
 async def test_idle_connections_are_closed_and_busy_ones_are_not(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    server = Server(responder.respond, idle_seconds=0.01, sweep_seconds=0.02)
+    server = PolicyServer(policy.respond, idle_seconds=0.01, sweep_seconds=0.02)
     async with running(tmp_path / "policy", server):
         busy, writer = await connect()
         writer.write(request_for("slow"))
-        await eventually_async(lambda: responder.slow)
+        await eventually_async(lambda: policy.slow)
         for _ in range(2):
             reader, _writer = await connect()
             assert await is_closed(reader)
-        responder.free.set()
+        policy.free.set()
         assert await read(busy) == b"slow\n\n"
 
 
 async def test_idle_connection_that_does_not_read_is_closed(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    server = Server(responder.respond, idle_seconds=0.01, sweep_seconds=0.02)
+    server = PolicyServer(policy.respond, idle_seconds=0.01, sweep_seconds=0.02)
     async with running(tmp_path / "policy", server):
         _, writer = await connect()
         transport = writer.transport
         assert isinstance(transport, asyncio.ReadTransport)
         transport.pause_reading()
         writer.write(request_for("a" * 4000) * 1000)
-        await eventually_async(lambda: responder.answered and not server._connections)
+        await eventually_async(lambda: policy.answered and not server._connections)
 
 
 async def test_stop_lets_answers_be_finished(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    server = Server(responder.respond)
+    server = PolicyServer(policy.respond)
     listener = Listener(tmp_path / "policy")
     await server.start(listener.socket)
     idle, _ = await connect()
     reader, writer = await connect()
     writer.write(request_for("slow") + request_for("a"))
-    await eventually_async(lambda: responder.slow)
+    await eventually_async(lambda: policy.slow)
     stopping = asyncio.create_task(server.stop())
     assert await is_closed(idle)
     # Who comes now waits for the end of the process.
     late, writer = await connect()
     writer.write(request_for("a"))
-    responder.free.set()
+    policy.free.set()
     assert await read(reader) == b"slow\n\n"
     assert await is_closed(reader)
     await stopping
-    assert responder.answered == 1
+    assert policy.answered == 1
     listener.remove()
     assert await is_closed(late)
     assert not (tmp_path / "policy").exists()
 
 
 async def test_stop_does_not_wait_for_ever(
-    tmp_path: Path, responder: Responder, connect: Connect
+    tmp_path: Path, policy: FakePolicy, connect: Connect
 ) -> None:
-    server = Server(responder.respond)
+    server = PolicyServer(policy.respond)
     with Listener(tmp_path / "policy").socket as listening:
         await server.start(listening)
         reader, writer = await connect()
         writer.write(request_for("slow"))
-        await eventually_async(lambda: responder.slow)
+        await eventually_async(lambda: policy.slow)
         await server.stop(drain_seconds=0.01)
         assert await is_closed(reader)
 
@@ -349,10 +350,10 @@ def test_socket_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> No
 def test_only_copy(tmp_path: Path) -> None:
     path = tmp_path / "policy"
     with (
-        only_copy(path),
+        single_instance(path),
         pytest.raises(AlreadyRunningError, match=r"policy\.lock"),
-        only_copy(path),
+        single_instance(path),
     ):
         pytest.fail("two copies")
-    with only_copy(path):
+    with single_instance(path):
         pass

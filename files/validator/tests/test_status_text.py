@@ -5,16 +5,17 @@ from dataclasses import replace
 import pytest
 
 from mx_validator.status import Status
-from mx_validator.status_text import ago, lines
+from mx_validator.status_text import format_duration, format_status
 
 WELL = Status(
     up_seconds=3 * 3600,
+    platform_up=True,
     last_verdict_seconds=12.0,
     failing_seconds=None,
-    trouble="",
+    last_error="",
     key_refused=False,
     breaker_open=False,
-    questions=0,
+    lookups_in_flight=0,
     known_good=42,
     oldest_seconds=3 * 86400,
     newest_seconds=12.0,
@@ -22,14 +23,21 @@ WELL = Status(
     denied=3,
     store_unwritten=0,
     store_failing_seconds=None,
-    store_trouble=None,
+    store_last_error=None,
     store_damaged=False,
     store_lost=0,
     queue_free_inodes=70000,
     queue_short=False,
     lag_seconds=0.0004,
 )
-AWAY = replace(WELL, failing_seconds=600.0, trouble="platform answered 502", breaker_open=True)
+AWAY = replace(
+    WELL,
+    platform_up=False,
+    failing_seconds=600.0,
+    last_error="platform answered 502",
+    breaker_open=True,
+)
+UNASKED = replace(WELL, platform_up=None, last_verdict_seconds=None)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +52,12 @@ AWAY = replace(WELL, failing_seconds=600.0, trouble="platform answered 502", bre
         (172800, "2 d"),
     ],
 )
-def test_ago(seconds: float, text: str) -> None:
-    assert ago(seconds) == text
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 def test_all_is_well() -> None:
-    assert lines(WELL) == [
+    assert format_status(WELL) == [
         "daemon:      up for 3 h, event loop 0.000 s late",
         "platform:    answers; last verdict 12 s ago",
         "API key:     accepted",
@@ -72,9 +80,9 @@ def test_all_is_well() -> None:
             "platform:    no verdict for 10 min: platform answered 502",
         ),
         (AWAY, "API key:     not known, for want of an answer"),
-        (replace(WELL, last_verdict_seconds=None), "platform:    not asked yet"),
+        (UNASKED, "platform:    not asked yet"),
         (
-            replace(WELL, last_verdict_seconds=None),
+            UNASKED,
             "API key:     not known, for want of an answer",
         ),
         (
@@ -87,7 +95,7 @@ def test_all_is_well() -> None:
         ),
         (replace(WELL, store_unwritten=5), "on disk:     5 domains wait"),
         (
-            replace(WELL, store_unwritten=5, store_trouble="full", store_failing_seconds=300.0),
+            replace(WELL, store_unwritten=5, store_last_error="full", store_failing_seconds=300.0),
             "on disk:     NOT WRITTEN for 5 min: full; 5 domains wait",
         ),
         (
@@ -109,12 +117,4 @@ def test_all_is_well() -> None:
     ],
 )
 def test_what_is_not(status: Status, line: str) -> None:
-    assert line in lines(status)
-
-
-@pytest.mark.parametrize(
-    ("status", "up"),
-    [(WELL, True), (AWAY, False), (replace(WELL, last_verdict_seconds=None), None)],
-)
-def test_platform_up(status: Status, up: bool | None) -> None:
-    assert status.platform_up is up
+    assert line in format_status(status)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import FakeClock, eventually
+from conftest import FakeClock
 from mx_validator import database, store
-from mx_validator.store import Store
+from mx_validator.store import SqliteStore
+from support import eventually
 
-Stores = Callable[[], Store]
+Stores = Callable[[], SqliteStore]
 
 
 @pytest.fixture
@@ -23,10 +24,10 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def stores(file: Path, clock: FakeClock) -> Iterator[Stores]:
     """Makes stores of the one file that run, and stops them in the end."""
-    made: list[Store] = []
+    made: list[SqliteStore] = []
 
-    def make() -> Store:
-        made.append(Store(file, retry_seconds=0.02, wall_clock=clock))
+    def make() -> SqliteStore:
+        made.append(SqliteStore(file, retry_seconds=0.02, wall_clock=clock))
         made[-1].start()
         return made[-1]
 
@@ -37,13 +38,13 @@ def stores(file: Path, clock: FakeClock) -> Iterator[Stores]:
 
 
 def on_disk(file: Path) -> list[tuple[str, float]]:
-    reader = database.Reader(file)
+    reader = database.KnownGoodReader(file)
     found = list(reader)
     assert reader.damage is None
     return found
 
 
-def written(running: Store) -> None:
+def written(running: SqliteStore) -> None:
     eventually(lambda: not running.unwritten)
 
 
@@ -52,24 +53,27 @@ def test_what_is_kept_comes_back_the_oldest_first(
 ) -> None:
     running = stores()
     for domain in ("a.example", "b.example", "c.example", "a.example"):
-        running.keep(domain)
+        running.save(domain)
         clock.now += 10
-    running.drop("c.example")
+    running.delete("c.example")
     running.stop()
     clock.now += 100
-    assert list(Store(file, wall_clock=clock).load()) == [("b.example", 130), ("a.example", 110)]
+    assert list(SqliteStore(file, wall_clock=clock).load()) == [
+        ("b.example", 130),
+        ("a.example", 110),
+    ]
 
 
 def test_a_clock_that_begins_in_1970(file: Path, stores: Stores) -> None:
     running = stores()
-    running.keep("a.example", age_seconds=5000)
+    running.save("a.example", age_seconds=5000)
     running.stop()
     assert on_disk(file) == [("a.example", 0)]
 
 
 def test_it_is_on_disk_without_an_end_of_the_process(file: Path, stores: Stores) -> None:
     running = stores()
-    running.keep("a.example")
+    running.save("a.example")
     written(running)
     assert on_disk(file) == [("a.example", 1000)]
 
@@ -77,7 +81,7 @@ def test_it_is_on_disk_without_an_end_of_the_process(file: Path, stores: Stores)
 def test_more_than_a_batch(file: Path, stores: Stores) -> None:
     running = stores()
     for number in range(2 * store.BATCH_DOMAINS + 1):
-        running.keep(f"{number}.example")
+        running.save(f"{number}.example")
     running.stop()
     assert [domain for domain, _ in on_disk(file)] == [
         f"{number}.example" for number in range(2 * store.BATCH_DOMAINS + 1)
@@ -88,16 +92,16 @@ def test_a_clock_that_was_put_back_makes_nothing_younger_than_new(
     file: Path, stores: Stores, clock: FakeClock
 ) -> None:
     running = stores()
-    running.keep("a.example")
+    running.save("a.example")
     running.stop()
     clock.now -= 500
-    assert list(Store(file, wall_clock=clock).load()) == [("a.example", 0)]
+    assert list(SqliteStore(file, wall_clock=clock).load()) == [("a.example", 0)]
 
 
 def test_no_file_is_the_beginning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fresh = Store(file)
+    fresh = SqliteStore(file)
     assert list(fresh.load()) == []
-    assert fresh.trouble is None
+    assert fresh.last_error is None
     assert not caplog.records
 
 
@@ -110,8 +114,8 @@ def filled(file: Path, domains: int) -> None:
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.execute(database.SCHEMA)
         connection.executemany(
-            database.KEEP,
-            (database.row(f"{number:05}.example", float(number)) for number in range(domains)),
+            database.UPSERT,
+            (database.make_row(f"{number:05}.example", float(number)) for number in range(domains)),
         )
         connection.commit()
 
@@ -136,26 +140,26 @@ def test_a_trouble_is_logged_once_and_the_write_repeated(
     filled(file, 0)
     running = stores()
     tries = []
-    write = running._write
+    write = running._write_batch
 
     def counted() -> bool:
         tries.append(1)
         return write()
 
-    monkeypatch.setattr(running, "_write", counted)
+    monkeypatch.setattr(running, "_write_batch", counted)
     with locked(file):
-        running.keep("a.example")
+        running.save("a.example")
         eventually(lambda: len(tries) > 3)
-        assert running.trouble == "database is locked"
-        assert running.trouble_since == clock()
+        assert running.last_error == "database is locked"
+        assert running.failing_since == clock()
         assert running.unwritten == 1
     written(running)
-    eventually(lambda: running.trouble is None)
-    assert running.trouble_since is None
+    eventually(lambda: running.last_error is None)
+    assert running.failing_since is None
     (trouble, end) = [record.getMessage() for record in caplog.records]
     assert "known-good domains on disk cannot be written (database is locked)" in trouble
     assert end == f"{file}: is written again"
-    assert not running.wants_all
+    assert not running.needs_rewrite
 
 
 def test_a_full_disk(
@@ -172,18 +176,18 @@ def test_a_full_disk(
     monkeypatch.setattr(store, "connect", full)
     running = stores()
     for number in range(500):
-        running.keep(f"{number}.example")
-    eventually(lambda: running.trouble == "database or disk is full")
+        running.save(f"{number}.example")
+    eventually(lambda: running.last_error == "database or disk is full")
     assert "database or disk is full" in caplog.text
     assert running.unwritten == 500
 
 
 def test_a_folder_in_its_place(file: Path, stores: Stores) -> None:
     file.mkdir()
-    assert list(Store(file).load()) == []
+    assert list(SqliteStore(file).load()) == []
     running = stores()
-    running.keep("a.example")
-    eventually(lambda: running.trouble == "unable to open database file")
+    running.save("a.example")
+    eventually(lambda: running.last_error == "unable to open database file")
     file.rmdir()
     written(running)
     assert [domain for domain, _ in on_disk(file)] == ["a.example"]
@@ -196,8 +200,8 @@ def test_the_end_does_not_wait_for_a_write_for_ever(
     filled(file, 0)
     running = stores()
     with locked(file):
-        running.keep("a.example")
-        eventually(lambda: running.trouble)
+        running.save("a.example")
+        eventually(lambda: running.last_error)
         running.stop()
     assert on_disk(file) == []
 

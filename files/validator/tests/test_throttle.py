@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mx_validator import throttle
+from mx_validator.model import LookupKind
 from mx_validator.throttle import (
     FAILURES_TO_OPEN,
+    LOG_INTERVAL_SECONDS,
     PROBE_SECONDS,
-    REPORT_SECONDS,
-    Breaker,
-    Kind,
-    Limits,
+    CircuitBreaker,
+    Throttle,
     TokenBucket,
 )
 
@@ -61,21 +61,21 @@ def test_bucket_never_lets_more_pass_than_burst_and_rate(
 
 
 def test_breaker_opens_after_failures_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
-    breaker = Breaker("/etc/key")
+    breaker = CircuitBreaker("/etc/key")
     for number in range(FAILURES_TO_OPEN - 1):
-        breaker.failed("away", False, number)
-    breaker.succeeded(10)
+        breaker.record_failure("away", False, number)
+    breaker.record_success(10)
     for number in range(FAILURES_TO_OPEN):
         assert not breaker.is_open
-        breaker.failed(f"away {number}", False, 20 + number)
+        breaker.record_failure(f"away {number}", False, 20 + number)
     assert breaker.is_open
-    assert not any(breaker.permits(kind, 24 + PROBE_SECONDS - 0.1) for kind in Kind)
-    assert all(breaker.permits(kind, 24 + PROBE_SECONDS) for kind in Kind)
+    assert not any(breaker.allows(kind, 24 + PROBE_SECONDS - 0.1) for kind in LookupKind)
+    assert all(breaker.allows(kind, 24 + PROBE_SECONDS) for kind in LookupKind)
     assert breaker.health.failing_since == 20
     assert breaker.health.last_verdict == 10
-    assert breaker.health.trouble == "away 4"
+    assert breaker.health.last_error == "away 4"
     for number in range(20):
-        breaker.failed("away", False, 100 + number)
+        breaker.record_failure("away", False, 100 + number)
     assert [record.getMessage() for record in caplog.records] == [
         (
             "the platform gives no verdict (away 4): see that it answers this host; until then only"
@@ -85,29 +85,29 @@ def test_breaker_opens_after_failures_in_a_row(caplog: pytest.LogCaptureFixture)
 
 
 def test_breaker_lets_one_probe_of_a_kind_pass_at_a_time() -> None:
-    breaker = Breaker("/etc/key")
+    breaker = CircuitBreaker("/etc/key")
     for _ in range(FAILURES_TO_OPEN):
-        breaker.failed("away", False, 0)
-    breaker.begin(Kind.UNKNOWN, 10)
-    assert not breaker.permits(Kind.UNKNOWN, 10 + PROBE_SECONDS - 0.1)
-    assert breaker.permits(Kind.REFRESH, 10)
-    assert breaker.permits(Kind.UNKNOWN, 10 + PROBE_SECONDS)
+        breaker.record_failure("away", False, 0)
+    breaker.record_start(LookupKind.UNKNOWN, 10)
+    assert not breaker.allows(LookupKind.UNKNOWN, 10 + PROBE_SECONDS - 0.1)
+    assert breaker.allows(LookupKind.REFRESH, 10)
+    assert breaker.allows(LookupKind.UNKNOWN, 10 + PROBE_SECONDS)
 
 
 def test_a_closed_breaker_permits_everything() -> None:
-    breaker = Breaker("/etc/key")
-    breaker.begin(Kind.UNKNOWN, 0)
-    assert breaker.permits(Kind.UNKNOWN, 0)
+    breaker = CircuitBreaker("/etc/key")
+    breaker.record_start(LookupKind.UNKNOWN, 0)
+    assert breaker.allows(LookupKind.UNKNOWN, 0)
 
 
 def test_a_verdict_closes_the_breaker(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mx_validator")
-    breaker = Breaker("/etc/key")
+    breaker = CircuitBreaker("/etc/key")
     for number in range(FAILURES_TO_OPEN):
-        breaker.failed("away", False, 10 + number)
+        breaker.record_failure("away", False, 10 + number)
     caplog.clear()
-    breaker.succeeded(80)
-    breaker.succeeded(81)
+    breaker.record_success(80)
+    breaker.record_success(81)
     assert not breaker.is_open
     assert breaker.health == throttle.Health(last_verdict=81)
     assert [record.getMessage() for record in caplog.records] == [
@@ -115,21 +115,30 @@ def test_a_verdict_closes_the_breaker(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_health_is_up() -> None:
+    breaker = CircuitBreaker("/etc/key")
+    assert breaker.health.is_up is None
+    breaker.record_failure("away", False, 0)
+    assert breaker.health.is_up is False
+    breaker.record_success(1)
+    assert breaker.health.is_up is True
+
+
 def test_a_single_failure_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mx_validator")
-    breaker = Breaker("/etc/key")
-    breaker.failed("away", False, 0)
-    breaker.succeeded(1)
+    breaker = CircuitBreaker("/etc/key")
+    breaker.record_failure("away", False, 0)
+    breaker.record_success(1)
     assert not caplog.records
 
 
 def test_a_refused_key_is_said_once_and_at_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mx_validator")
-    breaker = Breaker("/etc/key")
+    breaker = CircuitBreaker("/etc/key")
     for number in range(20):
-        breaker.failed("API key refused (403)", True, number)
+        breaker.record_failure("API key refused (403)", True, number)
     assert breaker.is_open
-    breaker.succeeded(30)
+    breaker.record_success(30)
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (
             logging.ERROR,
@@ -143,95 +152,95 @@ def test_a_refused_key_is_said_once_and_at_once(caplog: pytest.LogCaptureFixture
 
 
 def test_reset_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
-    breaker = Breaker("/etc/key")
+    breaker = CircuitBreaker("/etc/key")
     for _ in range(FAILURES_TO_OPEN):
-        breaker.failed("API key refused (403)", True, 0)
+        breaker.record_failure("API key refused (403)", True, 0)
     breaker.reset("/etc/other")
     assert not breaker.is_open
-    breaker.failed("API key refused (403)", True, 0)
+    breaker.record_failure("API key refused (403)", True, 0)
     assert "into /etc/other and" in caplog.text
     breaker.reset("/etc/other")
     assert breaker.health == throttle.Health()
-    assert breaker.permits(Kind.UNKNOWN, 0)
+    assert breaker.allows(LookupKind.UNKNOWN, 0)
 
 
-def full(now: float = 0) -> Limits:
-    return Limits(TokenBucket(1, 1, now), Breaker("/etc/key"))
+def full(now: float = 0) -> Throttle:
+    return Throttle(TokenBucket(1, 1, now), CircuitBreaker("/etc/key"))
 
 
 def test_what_is_refused_costs_no_token() -> None:
     bounds = full()
-    bounds.under_way[Kind.UNKNOWN] = throttle.QUESTIONS[Kind.UNKNOWN]
-    assert bounds.refuse_first(Kind.UNKNOWN, 0)
-    bounds.under_way[Kind.UNKNOWN] -= 1
+    bounds.in_flight[LookupKind.UNKNOWN] = throttle.MAX_IN_FLIGHT[LookupKind.UNKNOWN]
+    assert bounds.reserve_lookup(LookupKind.UNKNOWN, 0)
+    bounds.in_flight[LookupKind.UNKNOWN] -= 1
     for _ in range(FAILURES_TO_OPEN):
-        bounds.breaker.failed("away", False, 0)
-    assert bounds.refuse_first(Kind.UNKNOWN, 0)
+        bounds.breaker.record_failure("away", False, 0)
+    assert bounds.reserve_lookup(LookupKind.UNKNOWN, 0)
     bounds.breaker.reset("/etc/key")
-    assert bounds.refuse_first(Kind.UNKNOWN, 0) is None
-    assert bounds.refuse_first(Kind.UNKNOWN, 0)
+    assert bounds.reserve_lookup(LookupKind.UNKNOWN, 0) is None
+    assert bounds.reserve_lookup(LookupKind.UNKNOWN, 0)
 
 
 def test_what_the_platform_confirms_costs_no_token() -> None:
     bounds = full()
     for _ in range(5):
-        assert bounds.refuse_first(Kind.UNKNOWN, 0) is None
-        bounds.confirmed(Kind.UNKNOWN)
-    assert bounds.refuse_first(Kind.UNKNOWN, 0) is None
-    bounds.confirmed(Kind.LISTED)  # it took none
-    bounds.confirmed(Kind.REFRESH)
-    assert bounds.refuse_first(Kind.UNKNOWN, 0)
+        assert bounds.reserve_lookup(LookupKind.UNKNOWN, 0) is None
+        bounds.refund(LookupKind.UNKNOWN)
+    assert bounds.reserve_lookup(LookupKind.UNKNOWN, 0) is None
+    bounds.refund(LookupKind.LISTED)  # it took none
+    bounds.refund(LookupKind.REFRESH)
+    assert bounds.reserve_lookup(LookupKind.UNKNOWN, 0)
 
 
 def test_domains_on_the_list_need_no_token_but_have_the_other_bounds() -> None:
     bounds = full()
     bounds.bucket = TokenBucket(1, 0, 0)
-    bounds.under_way[Kind.UNKNOWN] = throttle.QUESTIONS[Kind.UNKNOWN]
-    assert bounds.refuse_first(Kind.LISTED, 0) is None
-    bounds.under_way[Kind.LISTED] = throttle.QUESTIONS[Kind.LISTED]
-    assert bounds.refuse_first(Kind.LISTED, 0)
-    bounds.under_way[Kind.LISTED] = 0
+    bounds.in_flight[LookupKind.UNKNOWN] = throttle.MAX_IN_FLIGHT[LookupKind.UNKNOWN]
+    assert bounds.reserve_lookup(LookupKind.LISTED, 0) is None
+    bounds.in_flight[LookupKind.LISTED] = throttle.MAX_IN_FLIGHT[LookupKind.LISTED]
+    assert bounds.reserve_lookup(LookupKind.LISTED, 0)
+    bounds.in_flight[LookupKind.LISTED] = 0
     for _ in range(FAILURES_TO_OPEN):
-        bounds.breaker.failed("away", False, 0)
-    assert bounds.refuse_first(Kind.LISTED, 0)
+        bounds.breaker.record_failure("away", False, 0)
+    assert bounds.reserve_lookup(LookupKind.LISTED, 0)
 
 
 def test_what_finds_no_token_is_no_probe() -> None:
     bounds = full()
     for _ in range(FAILURES_TO_OPEN):
-        bounds.breaker.failed("away", False, 0)
+        bounds.breaker.record_failure("away", False, 0)
     bounds.bucket = TokenBucket(1, 0, 0)
-    assert bounds.refuse_first(Kind.UNKNOWN, PROBE_SECONDS)
+    assert bounds.reserve_lookup(LookupKind.UNKNOWN, PROBE_SECONDS)
     bounds.bucket = TokenBucket(1, 1, 0)
-    assert bounds.refuse_first(Kind.UNKNOWN, PROBE_SECONDS) is None
+    assert bounds.reserve_lookup(LookupKind.UNKNOWN, PROBE_SECONDS) is None
 
 
 def test_refreshes_are_bounded() -> None:
     bounds = full()
-    bounds.under_way[Kind.REFRESH] = throttle.QUESTIONS[Kind.REFRESH] - 1
-    assert bounds.permit_refresh(0)
-    bounds.under_way[Kind.REFRESH] += 1
-    assert not bounds.permit_refresh(0)
+    bounds.in_flight[LookupKind.REFRESH] = throttle.MAX_IN_FLIGHT[LookupKind.REFRESH] - 1
+    assert bounds.reserve_refresh(0)
+    bounds.in_flight[LookupKind.REFRESH] += 1
+    assert not bounds.reserve_refresh(0)
 
 
 def test_a_silent_platform_gets_one_refresh_at_a_time() -> None:
     bounds = full()
     for _ in range(FAILURES_TO_OPEN):
-        bounds.breaker.failed("away", False, 0)
-    assert bounds.permit_refresh(PROBE_SECONDS)
-    assert not bounds.permit_refresh(PROBE_SECONDS)
-    assert bounds.refuse_first(Kind.UNKNOWN, PROBE_SECONDS) is None
-    assert bounds.permit_refresh(2 * PROBE_SECONDS)
+        bounds.breaker.record_failure("away", False, 0)
+    assert bounds.reserve_refresh(PROBE_SECONDS)
+    assert not bounds.reserve_refresh(PROBE_SECONDS)
+    assert bounds.reserve_lookup(LookupKind.UNKNOWN, PROBE_SECONDS) is None
+    assert bounds.reserve_refresh(2 * PROBE_SECONDS)
 
 
 def test_refusals_are_reported_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     bounds = full(100)
-    bounds.refuse_first(Kind.UNKNOWN, 100)
+    bounds.reserve_lookup(LookupKind.UNKNOWN, 100)
     for _ in range(1000):
-        bounds.refuse_first(Kind.UNKNOWN, 100)
-    bounds.bucket = TokenBucket(1, 0, 100 + REPORT_SECONDS)
-    bounds.refuse_first(Kind.UNKNOWN, 100 + REPORT_SECONDS)
-    text = "unknown domains are deferred to spare the platform, {} since the last such line"
+        bounds.reserve_lookup(LookupKind.UNKNOWN, 100)
+    bounds.bucket = TokenBucket(1, 0, 100 + LOG_INTERVAL_SECONDS)
+    bounds.reserve_lookup(LookupKind.UNKNOWN, 100 + LOG_INTERVAL_SECONDS)
+    text = "unknown domains are deferred to protect the platform, {} since the last such line"
     assert [record.getMessage() for record in caplog.records] == [
         f"{text.format(1)} (over 1 unknown domains a second)",
         f"{text.format(1000)} (over 1 unknown domains a second)",

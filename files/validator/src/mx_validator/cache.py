@@ -1,6 +1,6 @@
-"""What is remembered about domains, apart: nothing that is denied can push out what is known good.
+"""The two caches: known-good domains, and a negative cache that cannot displace them.
 
-All moments are those of one monotonic clock, in seconds.
+All times are those of one monotonic clock, in seconds.
 """
 
 from __future__ import annotations
@@ -12,257 +12,260 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-KNOWN_GOOD_DOMAINS = 2_000_000  # at most; a platform has a thousandth of it
-LEAST_KNOWN_GOOD_DOMAINS = 50_000  # also on a host with less memory than anybody rents
-KNOWN_GOOD_BYTES = 250  # each
-KNOWN_GOOD_PART = 16  # at most one part in so many of the host's memory is for them
-DENIED_DOMAINS = 100_000  # about 250 bytes each
-# A domain whose refresh came to nothing is asked about again after this time, not with every mail.
-RETRY_SECONDS = 10.0
-DUE_LOOKED_AT = 20  # entries at a time, so that looking costs the same however many there are
+MAX_KNOWN_GOOD_DOMAINS = 2_000_000  # a thousand times as many as a platform has
+MIN_KNOWN_GOOD_DOMAINS = 50_000  # the capacity on hosts with very little memory, too
+BYTES_PER_DOMAIN = 250  # in both caches, about
+MEMORY_DIVISOR = 16  # known-good domains use at most one part in so many of the host's memory
+NEGATIVE_CACHE_DOMAINS = 100_000
+# After a refresh without a verdict the domain is not looked up again for this long.
+REFRESH_RETRY_SECONDS = 10.0
+SCAN_LIMIT = 20  # entries that one scan reads, so that its cost does not depend on their number
 
 
-def room_for_known_good(host_bytes: int) -> int:
-    """Return for how many known-good domains a host with so much memory has room."""
-    room = host_bytes // KNOWN_GOOD_PART // KNOWN_GOOD_BYTES
-    return max(LEAST_KNOWN_GOOD_DOMAINS, min(KNOWN_GOOD_DOMAINS, room))
+def known_good_capacity(host_bytes: int) -> int:
+    """Return how many known-good domains a host with so much memory may cache."""
+    capacity = host_bytes // MEMORY_DIVISOR // BYTES_PER_DOMAIN
+    return max(MIN_KNOWN_GOOD_DOMAINS, min(MAX_KNOWN_GOOD_DOMAINS, capacity))
 
 
-class Denied:
-    """Domains that the platform denied. Drops the least recently used when full."""
+class NegativeCache:
+    """Domains that the platform denied. Evicts the least recently used when full."""
 
-    def __init__(self, max_domains: int = DENIED_DOMAINS) -> None:
+    def __init__(self, max_domains: int = NEGATIVE_CACHE_DOMAINS) -> None:
         self._max_domains = max_domains
-        self._entries: OrderedDict[str, float] = OrderedDict()
+        self._denied: OrderedDict[str, float] = OrderedDict()
 
     def __len__(self) -> int:
-        """Return how many domains are remembered."""
-        return len(self._entries)
+        """Return how many domains are cached."""
+        return len(self._denied)
 
     def age(self, domain: str, ttl_seconds: float, now: float) -> float | None:
-        """Return for how many seconds this is known, or None if for longer than the TTL."""
-        moment = self._entries.get(domain)
-        if moment is None:
+        """Return the age of a denial in seconds; None if there is none or its TTL is over."""
+        denied = self._denied.get(domain)
+        if denied is None:
             return None
-        age = now - moment
+        age = now - denied
         if age >= ttl_seconds:
-            del self._entries[domain]
+            del self._denied[domain]
             return None
-        self._entries.move_to_end(domain)
+        self._denied.move_to_end(domain)
         return age
 
     def add(self, domain: str, now: float) -> None:
-        """Remember a domain from now on."""
-        self._entries[domain] = now
-        self._entries.move_to_end(domain)
-        if len(self._entries) > self._max_domains:
-            self._entries.popitem(last=False)
+        """Add a domain that was denied now."""
+        self._denied[domain] = now
+        self._denied.move_to_end(domain)
+        if len(self._denied) > self._max_domains:
+            self._denied.popitem(last=False)
 
-    def drop(self, domain: str) -> bool:
-        """Forget a domain; return whether it was there."""
-        return self._entries.pop(domain, None) is not None
+    def remove(self, domain: str) -> bool:
+        """Remove a domain; return whether it was cached."""
+        return self._denied.pop(domain, None) is not None
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
+        """Remove all domains."""
+        self._denied.clear()
 
 
-class Denials(NamedTuple):
-    """Of a known-good domain: those in a row, which do not count yet."""
+class DenialStreak(NamedTuple):
+    """Denials in a row of a known-good domain, which is still allowed."""
 
     first: float
     last: float
     number: int
-    ask_again: float
+    next_lookup: float
 
 
-class KnownGood:
-    """Domains that the platform confirmed, with the moment at which it last did.
+class KnownGoodCache:
+    """Domains that the platform confirmed, with the time of the last confirmation.
 
-    A domain whose last confirmation was not for a mail is unused, until it is confirmed for one.
+    A domain is unused if its last confirmation was a refresh without a mail; its next mail, and the
+    confirmation that follows, change that.
     """
 
-    def __init__(self, max_domains: int = KNOWN_GOOD_DOMAINS) -> None:
+    def __init__(self, max_domains: int = MAX_KNOWN_GOOD_DOMAINS) -> None:
         self.max_domains = max_domains
-        # The longest unconfirmed first, so that the ones to drop or to ask about are found at once.
-        self._confirmed: OrderedDict[str, float] = OrderedDict()
-        # Unused ones apart: what nearly all mail is for stays small. With the moment of their last
-        # mail, and in the same order, but for those that are not asked about any more.
+        # Both are ordered by confirmation, the oldest first: the domains to evict or to refresh are
+        # at the beginning. Unused ones that are not refreshed any more are moved to the end.
+        self._used: OrderedDict[str, float] = OrderedDict()
+        # Confirmation and last mail. Apart, so that the domains of nearly all mail are few.
         self._unused: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        # What the last refresh came to if it was no confirmation. The first to be asked again is
-        # the first to be found; the others, of which an outage makes many, do not stand before it.
-        self._denials: OrderedDict[str, Denials] = OrderedDict()
-        self._pauses: dict[str, float] = {}
-        self._moment = 0.0
-        # The moment of a domain that is not unused.
-        self.confirmed_for_mail = self._confirmed.get
+        # After a refresh without a confirmation: the denials, ordered by the next lookup, and apart
+        # from them, since an outage makes many, the times before which there is no next one.
+        self._denials: OrderedDict[str, DenialStreak] = OrderedDict()
+        self._retry_after: dict[str, float] = {}
+        self._last_second = 0.0
 
     def __len__(self) -> int:
         """Return how many domains are known good."""
-        return len(self._confirmed) + len(self._unused)
+        return len(self._used) + len(self._unused)
 
     def items(self) -> Iterator[tuple[str, float]]:
-        """Yield all domains with their moments, the longest ago first."""
+        """Yield all domains with the times of their confirmation, the oldest first."""
         unused = ((domain, confirmed) for domain, (confirmed, _) in self._unused.items())
-        return heapq.merge(unused, self._confirmed.items(), key=lambda item: item[1])
+        return heapq.merge(unused, self._used.items(), key=lambda item: item[1])
 
-    def mailed(self) -> Iterator[tuple[str, float]]:
-        """Yield the unused domains with the moments of their last mail."""
+    def last_mails(self) -> Iterator[tuple[str, float]]:
+        """Yield the unused domains with the times of their last mail."""
         return ((domain, mailed) for domain, (_, mailed) in self._unused.items())
 
-    def confirmed(self, domain: str) -> float | None:
-        """Return the moment of a domain; None if it is not known good."""
-        moment = self._confirmed.get(domain)
-        if moment is None and domain in self._unused:
-            moment, _ = self._unused[domain]
-        return moment
+    def confirmed_at(self, domain: str) -> float | None:
+        """Return when a domain was last confirmed; None if it is not known good."""
+        confirmed = self._used.get(domain)
+        if confirmed is None and domain in self._unused:
+            confirmed, _ = self._unused[domain]
+        return confirmed
 
     def oldest(self) -> float | None:
-        """Return the moment of the domain in use that has been unconfirmed longest."""
-        return next(iter(self._confirmed.values()), None)
+        """Return the time of the oldest confirmation among the domains that are not unused."""
+        return next(iter(self._used.values()), None)
 
     def newest(self) -> float | None:
-        """Return the moment of the last confirmation."""
+        """Return the time of the last confirmation."""
         unused = (confirmed for confirmed, _ in reversed(self._unused.values()))
-        last = [*itertools.islice(reversed(self._confirmed.values()), 1)]
+        last = [*itertools.islice(reversed(self._used.values()), 1)]
         return max([*last, *itertools.islice(unused, 1)], default=None)
 
     def load(self, entries: Iterable[tuple[str, float]], mailed: Mapping[str, float]) -> list[str]:
-        """Add domains with their moments, the longest ago first; return those that had to go.
+        """Add domains with the times of their confirmation, the oldest first; return the evicted.
 
-        `mailed` has those that are unused, with the moment of their last mail.
+        `mailed` has the unused ones among them, with the time of their last mail.
         """
-        displaced = []
-        for domain, moment in entries:
+        evicted = []
+        for domain, confirmed in entries:
             if domain in mailed:
-                self._unused[domain] = (self._shared(moment), float(math.floor(mailed[domain])))
+                self._unused[domain] = (
+                    self._whole_seconds(confirmed),
+                    float(math.floor(mailed[domain])),
+                )
             else:
-                self._confirmed[domain] = self._shared(moment)
-            displaced += self._displaced()
-        return displaced
+                self._used[domain] = self._whole_seconds(confirmed)
+            evicted += self._evict()
+        return evicted
 
     def confirm(self, domain: str, now: float) -> list[str]:
-        """Remember that the platform confirms a domain; return those that had to go for it."""
-        self._settle(domain)
+        """Record a confirmation that a mail caused; return the domains evicted for it."""
+        self._reset_refresh(domain)
         self._unused.pop(domain, None)
-        self._confirmed[domain] = self._shared(now)
-        self._confirmed.move_to_end(domain)
-        return self._displaced()
+        self._used[domain] = self._whole_seconds(now)
+        self._used.move_to_end(domain)
+        return self._evict()
 
-    def confirm_unused(self, domain: str, now: float) -> float | None:
-        """Remember that the platform confirms a domain though no mail came for it.
+    def confirm_without_mail(self, domain: str, now: float) -> float | None:
+        """Record a confirmation without a mail.
 
-        Returns the moment of its last mail; None if the domain was not known good.
+        Returns the time of the domain's last mail; None if the domain was not known good.
         """
-        self._settle(domain)
-        # Until now, each mail was followed by a confirmation.
-        confirmed = self._confirmed.pop(domain, None)
+        self._reset_refresh(domain)
+        # Of a domain that was not unused, the last confirmation followed its last mail.
+        confirmed = self._used.pop(domain, None)
         _, mailed = self._unused.pop(domain, (confirmed, confirmed))
         if mailed is not None:
-            self._unused[domain] = (self._shared(now), mailed)
+            self._unused[domain] = (self._whole_seconds(now), mailed)
         return mailed
 
     def is_unused(self, domain: str) -> bool:
-        """Whether a domain is known good, but last confirmed without a mail."""
+        """Whether a domain is known good, and was last confirmed without a mail."""
         return domain in self._unused
 
-    def mail(self, domain: str, now: float) -> None:
-        """Remember that mail came for a domain, if it is unused."""
+    def record_mail(self, domain: str, now: float) -> None:
+        """Record the time of a mail, if the domain is unused."""
         unused = self._unused.get(domain)
         if unused is not None:
             confirmed, _ = unused
-            self._unused[domain] = (confirmed, self._shared(now))
+            self._unused[domain] = (confirmed, self._whole_seconds(now))
 
-    def deny(self, domain: str, now: float, ask_again: float, max_gap: float) -> Denials:
-        """Remember that the platform denies a domain; return its denials in a row.
+    def record_denial(
+        self, domain: str, now: float, next_lookup: float, max_gap: float
+    ) -> DenialStreak:
+        """Record a denial; return the denials in a row.
 
-        One that comes more than `max_gap` seconds after the last begins a row of its own: nobody
-        knows what the platform would have said in between.
+        A denial more than `max_gap` seconds after the last one begins a new row: what the platform
+        would have said in between is not known.
         """
         before = self._denials.get(domain)
-        self._settle(domain)
+        self._reset_refresh(domain)
         if before is None or now - before.last > max_gap:
-            denials = Denials(now, now, 1, ask_again)
+            denials = DenialStreak(now, now, 1, next_lookup)
         else:
-            denials = Denials(before.first, now, before.number + 1, ask_again)
+            denials = DenialStreak(before.first, now, before.number + 1, next_lookup)
         self._denials[domain] = denials
         return denials
 
-    def leave(self, domain: str, now: float) -> None:
-        """Remember that the platform cannot say: whatever it said before, it did not repeat it."""
-        self._settle(domain)
-        self._pauses[domain] = now + RETRY_SECONDS
+    def record_failed_refresh(self, domain: str, now: float) -> None:
+        """Record a refresh without a verdict. It ends a row of denials."""
+        self._reset_refresh(domain)
+        self._retry_after[domain] = now + REFRESH_RETRY_SECONDS
 
-    def settle_all(self) -> None:
-        """Forget what the platform said about domains that it did not confirm."""
+    def reset_refreshes(self) -> None:
+        """Clear the denials and failed refreshes of all domains."""
         self._denials.clear()
-        self._pauses.clear()
+        self._retry_after.clear()
 
-    def drop(self, domain: str) -> bool:
-        """Forget a domain; return whether it was there."""
-        self._settle(domain)
+    def remove(self, domain: str) -> bool:
+        """Remove a domain; return whether it was cached."""
+        self._reset_refresh(domain)
         return (
-            self._confirmed.pop(domain, None) is not None
-            or self._unused.pop(domain, None) is not None
+            self._used.pop(domain, None) is not None or self._unused.pop(domain, None) is not None
         )
 
     def expired(self, before: float) -> list[str]:
         """Return some of the domains that were last confirmed earlier than `before`."""
-        used = itertools.islice(self._confirmed.items(), DUE_LOOKED_AT)
-        unused = itertools.islice(self._unused.items(), DUE_LOOKED_AT)
-        return [domain for domain, moment in used if moment < before] + [
-            domain for domain, (moment, _) in unused if moment < before
+        used = itertools.islice(self._used.items(), SCAN_LIMIT)
+        unused = itertools.islice(self._unused.items(), SCAN_LIMIT)
+        return [domain for domain, confirmed in used if confirmed < before] + [
+            domain for domain, (confirmed, _) in unused if confirmed < before
         ]
 
     def may_refresh(self, domain: str, now: float) -> bool:
-        """Whether it is time to ask the platform about a domain again."""
+        """Whether the last refresh of a domain is long enough ago for another."""
         denials = self._denials.get(domain)
-        ask_again = self._pauses.get(domain, 0.0) if denials is None else denials.ask_again
-        return now >= ask_again
+        next_lookup = self._retry_after.get(domain, 0.0) if denials is None else denials.next_lookup
+        return now >= next_lookup
 
-    def denied_due(self, now: float) -> list[str]:
-        """Return denied domains to ask about, so that the platform repeats it or takes it back."""
+    def due_denied(self, now: float) -> list[str]:
+        """Return some domains with denials in a row whose next lookup is due."""
         return [
             domain
-            for domain, denials in itertools.islice(self._denials.items(), DUE_LOOKED_AT)
-            if now >= denials.ask_again
+            for domain, denials in itertools.islice(self._denials.items(), SCAN_LIMIT)
+            if now >= denials.next_lookup
         ]
 
-    def old_due(self, before: float, mailed_since: float, now: float) -> list[str]:
-        """Return domains to ask about that the platform last confirmed earlier than `before`.
+    def due_stale(self, before: float, mailed_since: float, now: float) -> list[str]:
+        """Return some domains to refresh that were last confirmed earlier than `before`.
 
-        Unused ones among them have had a mail since `mailed_since`; without, they are left alone.
+        Unused domains are returned only if their last mail came after `mailed_since`.
         """
         due = [
             domain
-            for domain, moment in itertools.islice(self._confirmed.items(), DUE_LOOKED_AT)
-            if moment < before and self.may_refresh(domain, now)
+            for domain, confirmed in itertools.islice(self._used.items(), SCAN_LIMIT)
+            if confirmed < before and self.may_refresh(domain, now)
         ]
-        for domain, unused in [*itertools.islice(self._unused.items(), DUE_LOOKED_AT)]:
-            moment, mailed = unused
-            if moment < before and mailed < mailed_since:
-                self._unused.move_to_end(domain)  # out of the way of those behind it
-            elif moment < before and self.may_refresh(domain, now):
+        for domain, unused in [*itertools.islice(self._unused.items(), SCAN_LIMIT)]:
+            confirmed, mailed = unused
+            if confirmed < before and mailed < mailed_since:
+                self._unused.move_to_end(domain)  # the next scan reads those behind it
+            elif confirmed < before and self.may_refresh(domain, now):
                 due.append(domain)
         return due
 
-    def _shared(self, moment: float) -> float:
-        """Return the moment in whole seconds: one object for all domains confirmed within one.
+    def _whole_seconds(self, time: float) -> float:
+        """Return a time in whole seconds: one object for all that fall in the same second.
 
-        A million objects would take 24 MB, and most lookups would have to fetch one from far away.
+        A million objects would take 24 MB, and slow down lookups by missing the processor's cache.
         """
-        if not self._moment <= moment < self._moment + 1:
-            self._moment = float(math.floor(moment))
-        return self._moment
+        if not self._last_second <= time < self._last_second + 1:
+            self._last_second = float(math.floor(time))
+        return self._last_second
 
-    def _settle(self, domain: str) -> None:
+    def _reset_refresh(self, domain: str) -> None:
         self._denials.pop(domain, None)
-        self._pauses.pop(domain, None)
+        self._retry_after.pop(domain, None)
 
-    def _displaced(self) -> list[str]:
-        """Forget a domain if there are too many: an unused one if possible, else the oldest."""
+    def _evict(self) -> list[str]:
+        """Remove a domain if there are too many: an unused one if there is one, else the oldest."""
         if len(self) <= self.max_domains:
             return []
-        domain = next(iter(self._unused or self._confirmed))
-        self.drop(domain)
+        domain = next(iter(self._unused or self._used))
+        self.remove(domain)
         return [domain]

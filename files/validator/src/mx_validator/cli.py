@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from mx_validator import daemon, log, status_text
+from mx_validator import daemon, log
 from mx_validator.config import (
     DEFAULT_LOG_LEVEL,
     DEFAULT_PATH,
@@ -22,14 +22,15 @@ from mx_validator.config import (
     read_api_key,
     read_config,
 )
-from mx_validator.database import Reader
-from mx_validator.decider import Verdict
+from mx_validator.database import KnownGoodReader
 from mx_validator.listener import AlreadyRunningError
+from mx_validator.model import Verdict
 from mx_validator.protocol import ProtocolError, format_attributes, parse_reply
 from mx_validator.status import Status
+from mx_validator.status_text import format_status
 
-CHECK_SECONDS = 10.0  # the daemon itself answers within 8 s
-MAX_REPLY_BYTES = 65536  # a reply has 100; more is no daemon of ours
+REPLY_SECONDS = 10.0  # the daemon replies within 8 s
+MAX_REPLY_BYTES = 65536  # a reply has about 100
 
 _EXIT_CODES = {
     Verdict.ALLOW.value: os.EX_OK,
@@ -37,7 +38,7 @@ _EXIT_CODES = {
     Verdict.DEFER.value: os.EX_TEMPFAIL,
 }
 
-_ORIGINS = {
+_SOURCE_TEXTS = {
     "memory": "; from memory, {age_seconds} s old",
     "known good": "; known good, confirmed {age_seconds} s ago",
     "platform": "; asked just now",
@@ -50,8 +51,8 @@ _ORIGINS = {
 logger = logging.getLogger(__name__)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Ends with the exit code that sysexits.h has for wrong usage."""
+class _ArgumentParser(argparse.ArgumentParser):
+    """Exits with the code of sysexits.h for wrong usage."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -59,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command with `arguments`, or those of the process, and return its exit code."""
+    """Run the command with `arguments`, by default those of the process; return the exit code."""
     options = _parser().parse_args(arguments)
     try:
         if options.command == "serve":
@@ -68,21 +69,21 @@ def main(arguments: list[str] | None = None) -> int:
             return _check_config(options.file)
         if options.command == "domains":
             return _domains(read_config(options.config).known_good_file)
-        return _ask_daemon(options, read_config(options.config).socket)
+        return _send_command(options, read_config(options.config).socket)
     except ConfigError as error:
         return _fail(os.EX_CONFIG, str(error))
-    except BrokenPipeError:  # of `mx-validator domains | head`
+    except BrokenPipeError:  # as in `mx-validator domains | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return os.EX_OK
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> _ArgumentParser:
+    parser = _ArgumentParser(
         prog="mx-validator",
         description="Tells Postfix which recipient domains the e-mail platform owns.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    config = _Parser(add_help=False)
+    config = _ArgumentParser(add_help=False)
     config.add_argument(
         "--config",
         type=Path,
@@ -90,7 +91,7 @@ def _parser() -> _Parser:
         metavar="FILE",
         help="configuration file (%(default)s)",
     )
-    serve = "answer Postfix until SIGTERM; SIGHUP reads configuration and API key again"
+    serve = "serve Postfix until SIGTERM; SIGHUP reads the configuration and the API key again"
     commands.add_parser("serve", parents=[config], help=serve, description=serve)
     check = "ask the running daemon about a domain, or that of an address"
     check_parser = commands.add_parser(
@@ -101,7 +102,7 @@ def _parser() -> _Parser:
         " 78 configuration not usable, 64 wrong usage.",
     )
     check_parser.add_argument("domain", metavar="DOMAIN|ADDRESS")
-    status = "say how the daemon is, and whether the platform answers it"
+    status = "show the status of the daemon, and whether the platform answers it"
     commands.add_parser(
         "status",
         parents=[config],
@@ -110,33 +111,32 @@ def _parser() -> _Parser:
         " known-good domains cannot be written to disk, or the mail queue has no room, 69 daemon"
         " not reachable.",
     )
-    domains = "list the known-good domains on disk, with when the platform confirmed them"
+    domains = "list the known-good domains on disk, with the time of the last confirmation"
     commands.add_parser("domains", parents=[config], help=domains, description=domains)
     forget = (
-        "make the running daemon forget a domain, or that of an address, so that it asks the"
-        " platform anew"
+        "remove a domain, or that of an address, from the running daemon's cache, so that it asks"
+        " the platform again"
     )
     forget_parser = commands.add_parser(
         "forget",
         parents=[config],
         help=forget,
-        description=f"{forget}. Exit code: 0 forgotten, 1 nothing was known of it, 69 daemon not"
-        " reachable.",
+        description=f"{forget}. Exit code: 0 removed, 1 not cached, 69 daemon not reachable.",
     )
     forget_parser.add_argument("domain", metavar="DOMAIN|ADDRESS")
-    check_config = "check a configuration file before it is put in place"
+    check_config = "check a configuration file before it is installed"
     check_config_parser = commands.add_parser(
         "check-config",
         help=check_config,
         description=f"{check_config}, and the API key it names. The key's file may not exist yet:"
-        " then it is not looked at, whereas `serve` does not start without it.",
+        " then it is not checked, whereas `serve` does not start without it.",
     )
     check_config_parser.add_argument("file", type=Path, metavar="FILE")
     return parser
 
 
 def _serve(path: Path) -> int:
-    writer = log.set_up(DEFAULT_LOG_LEVEL)
+    log_handler = log.set_up(DEFAULT_LOG_LEVEL)
     daemon.allow_open_files()
     try:
         asyncio.run(daemon.run(path))
@@ -150,24 +150,24 @@ def _serve(path: Path) -> int:
     except Exception:
         logger.critical("ended by an unexpected error", exc_info=True)
         code = os.EX_SOFTWARE
-    writer.stop()
-    # Whatever happened, not by return: the interpreter would wait for a thread that sits in a DNS
-    # lookup, and nobody would start the daemon again meanwhile.
+    log_handler.stop()
+    # Not by return: the interpreter would wait for a thread inside a DNS lookup, and Supervisor
+    # could not restart the daemon meanwhile.
     os._exit(code)
 
 
-def _ask_daemon(options: argparse.Namespace, place: Path) -> int:
-    """Put the command's question to the daemon, and print what it says."""
+def _send_command(options: argparse.Namespace, socket_path: Path) -> int:
+    """Send the command to the daemon, and print its reply."""
     commands = {"check": _check, "status": _status, "forget": _forget}
-    question = {"request": f"mx_validator_{options.command}"}
+    request = {"request": f"mx_validator_{options.command}"}
     if options.command != "status":
-        question["domain"] = options.domain
+        request["domain"] = options.domain
     try:
-        answer = parse_reply(_exchange(place, format_attributes(question)))
-        code, text = commands[options.command](answer)
+        reply = parse_reply(_exchange(socket_path, format_attributes(request)))
+        code, text = commands[options.command](reply)
     except (OSError, ProtocolError, LookupError, TypeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return _fail(os.EX_UNAVAILABLE, f"no answer from the daemon on {place}: {reason}")
+        return _fail(os.EX_UNAVAILABLE, f"no answer from the daemon on {socket_path}: {reason}")
     if options.command != "status":
         name = options.domain
         text = f"{name if name.isprintable() else ascii(name)}: {text}"
@@ -175,33 +175,32 @@ def _ask_daemon(options: argparse.Namespace, place: Path) -> int:
     return code
 
 
-def _check(answer: dict[str, str]) -> tuple[int, str]:
-    origin = _ORIGINS[answer["source"]].format(**answer)
-    code = _EXIT_CODES[answer["verdict"]]
-    return code, f"{answer['verdict']} ({answer['reason']}{origin})"
+def _check(reply: dict[str, str]) -> tuple[int, str]:
+    source_text = _SOURCE_TEXTS[reply["source"]].format(**reply)
+    code = _EXIT_CODES[reply["verdict"]]
+    return code, f"{reply['verdict']} ({reply['reason']}{source_text})"
 
 
-def _forget(answer: dict[str, str]) -> tuple[int, str]:
-    if answer["result"] == "forgotten":
+def _forget(reply: dict[str, str]) -> tuple[int, str]:
+    if reply["result"] == "forgotten":
         return os.EX_OK, "forgotten"
-    return 1, answer.get("reason", "nothing was known of it")
+    return 1, reply.get("reason", "nothing was known of it")
 
 
-def _status(answer: dict[str, str]) -> tuple[int, str]:
-    status = Status(**json.loads(answer["status"]))
-    trouble = status.platform_up is False or status.store_trouble or status.queue_short
-    return os.EX_TEMPFAIL if trouble else os.EX_OK, "\n".join(status_text.lines(status))
+def _status(reply: dict[str, str]) -> tuple[int, str]:
+    status = Status(**json.loads(reply["status"]))
+    return os.EX_OK if status.is_well else os.EX_TEMPFAIL, "\n".join(format_status(status))
 
 
 def _domains(file: Path) -> int:
-    reader = Reader(file)
+    reader = KnownGoodReader(file)
     try:
         found = dict(reader)  # a domain comes a second time if the file is damaged
     except (sqlite3.Error, OSError) as error:
         return _fail(os.EX_UNAVAILABLE, f"{file}: cannot be read: {error}")
     for domain, confirmed in found.items():
         print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(confirmed)), domain)  # noqa: T201
-    sys.stdout.flush()  # not at the end of the process, where nobody expects a broken pipe
+    sys.stdout.flush()  # before the interpreter does it at exit, where a broken pipe is not caught
     if reader.damage is not None:
         lost = "an unknown number" if reader.lost is None else reader.lost
         return _fail(
@@ -210,16 +209,16 @@ def _domains(file: Path) -> int:
     return os.EX_OK
 
 
-def _exchange(place: Path, question: bytes) -> bytes:
-    """Return the reply to one question, or what there is of it when the daemon closes."""
-    deadline = time.monotonic() + CHECK_SECONDS
+def _exchange(socket_path: Path, request: bytes) -> bytes:
+    """Return the reply to a request; an incomplete one if the daemon closes the connection."""
+    deadline = time.monotonic() + REPLY_SECONDS
     reply = b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(CHECK_SECONDS)
-        connection.connect(str(place))
-        connection.sendall(question)
+        connection.settimeout(REPLY_SECONDS)
+        connection.connect(str(socket_path))
+        connection.sendall(request)
         while not reply.endswith(b"\n\n") and len(reply) < MAX_REPLY_BYTES:
-            # Zero would mean not to wait at all, and to fail with another error.
+            # Zero would make the socket non-blocking, with another error.
             connection.settimeout(max(deadline - time.monotonic(), 0.001))
             data = connection.recv(MAX_REPLY_BYTES)
             if not data:

@@ -1,4 +1,4 @@
-"""The configuration file and the API key, read and checked as a whole before anything uses them."""
+"""The configuration file and the API key: both are checked completely before they are used."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from urllib.parse import urlsplit
 DEFAULT_PATH = Path("/etc/mx-validator/mx-validator.conf")
 DEFAULT_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 DEFAULT_LOG_LEVEL = "info"
-MAX_TTL_SECONDS = 86400  # a day; longer would go on taking mail for domains the platform gave up
+MAX_TTL_SECONDS = 86400  # with a longer TTL, domains that the platform gave up would get mail
 MAX_KNOWN_GOOD_DAYS = 365
-MAX_RATE_PER_SECOND = 10_000  # more than any platform, and than this daemon, can do
+MAX_RATE_PER_SECOND = 10_000  # more than any platform, and this daemon, can handle
 MAX_BURST = 1_000_000
-MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107 (unix(7)); a suffix is added while binding
+MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 107 (unix(7)); binding adds a suffix
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _REQUIRED = {
-    "platform": {"url", "api_key_file", "rate_per_second", "burst"},
+    "platform": {
+        "url",
+        "api_key_file",
+        "rate_per_second",
+        "burst",
+    },
     "memory": {"allow_ttl_seconds", "deny_ttl_seconds", "deny_grace_seconds"},
     "known_good": {"file", "days"},
     "server": {"socket"},
@@ -33,12 +38,12 @@ _OPTIONAL = {"platform": {"ca_file"}, "log": {"level"}}
 
 
 class ConfigError(Exception):
-    """Something in the configuration is not usable. The text says where, what, and the way out."""
+    """The configuration is not usable. The text names the place, the mistake and the remedy."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The configuration file's content, checked."""
+    """The checked content of the configuration file."""
 
     url: str  # ends with a slash
     api_key_file: Path
@@ -60,7 +65,7 @@ def read_config(path: Path) -> Config:
     """Read and check a configuration file.
 
     Raises:
-        ConfigError: It cannot be read, or does not say what it should.
+        ConfigError: The file cannot be read, or has a mistake.
     """
     values = _Values(path, _parse(path))
     config = Config(
@@ -85,10 +90,10 @@ def read_config(path: Path) -> Config:
 
 
 def read_api_key(path: Path) -> str:
-    """Read the API key: one line, which becomes part of an HTTP header.
+    """Read the API key: one line, which is sent in an HTTP header.
 
     Raises:
-        ConfigError: It cannot be read, or is no key. The text never shows the content.
+        ConfigError: The file cannot be read, or has no key. The text never shows the content.
     """
     try:
         key = path.read_bytes().strip()
@@ -105,7 +110,7 @@ def read_api_key(path: Path) -> str:
 
 
 def _parse(path: Path) -> configparser.ConfigParser:
-    # A section header cannot be empty, so that no section is the one of defaults for all.
+    # configparser applies this section to all others; no section header can have an empty name.
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text("utf-8"))
@@ -114,7 +119,7 @@ def _parse(path: Path) -> configparser.ConfigParser:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: save it as such") from error
     except configparser.ParsingError as error:
-        # The line itself is not shown: it may be a key that was pasted into the wrong file.
+        # The line is not shown: it may be an API key that was pasted into the wrong file.
         line = getattr(error, "lineno", None) or error.errors[0][0]
         raise ConfigError(
             f"{path}: line {line} is neither '[section]' nor 'key = value' within one: correct it"
@@ -145,7 +150,7 @@ def _check_names(path: Path, parser: configparser.ConfigParser) -> None:
 
 
 class _Values:
-    """The values of one file, each turned into what it stands for."""
+    """The values of a file, each checked and converted."""
 
     def __init__(self, file: Path, parser: configparser.ConfigParser) -> None:
         self._file = file
@@ -157,14 +162,14 @@ class _Values:
         try:
             url = urlsplit(value)
             port_usable = url.port != 0
-        except ValueError:  # of a broken [IPv6] address, or a port that is no number
+        except ValueError:  # for a broken [IPv6] address, or a port that is no number
             raise self._error(section, key, value, form) from None
         if not value.isascii() or not value.isprintable() or " " in value:
             raise self._error(section, key, value, form)
         if url.scheme not in {"http", "https"} or not url.hostname or not port_usable:
             raise self._error(section, key, value, form)
         if url.username is not None or url.password is not None:
-            # Not shown: there is a password in it. And it would take the place of the API key.
+            # The value is not shown: it has a password, which would be sent instead of the API key.
             raise self._error(section, key, "(hidden)", "remove the part before '@'")
         if url.query or url.fragment or not url.path.endswith("/"):
             raise self._error(section, key, value, form)
@@ -174,7 +179,7 @@ class _Values:
         value = self._parser.get(section, key, fallback=default)
         path = Path(value)
         if not path.is_absolute() or not value.isprintable():
-            raise self._error(section, key, value, "give the whole path, from / on")
+            raise self._error(section, key, value, "give an absolute path")
         return path
 
     def socket(self, section: str, key: str) -> Path:
@@ -191,8 +196,8 @@ class _Values:
         value = self._parser.get(section, key)
         if not re.fullmatch("[0-9]{1,9}", value) or not least <= int(value) <= most:
             of_what = f" of {unit}" if unit else ""
-            way_out = f"give a whole number{of_what}, {least} to {most}"
-            raise self._error(section, key, value, way_out)
+            remedy = f"give a whole number{of_what}, {least} to {most}"
+            raise self._error(section, key, value, remedy)
         return int(value)
 
     def address(self, section: str, key: str) -> str:
@@ -200,8 +205,8 @@ class _Values:
         try:
             return str(ipaddress.ip_address(value))
         except ValueError:
-            way_out = "give an IP address of this host, such as 127.0.0.1 or ::1"
-            raise self._error(section, key, value, way_out) from None
+            remedy = "give an IP address of this host, such as 127.0.0.1 or ::1"
+            raise self._error(section, key, value, remedy) from None
 
     def choice(self, section: str, key: str, choices: tuple[str, ...], default: str) -> str:
         value = self._parser.get(section, key, fallback=default)
@@ -212,9 +217,9 @@ class _Values:
     def check_certificates(self, section: str, key: str, file: Path) -> None:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
-        except OSError:  # SSLError, "no certificate in it", is one too
-            way_out = "give a readable file of CA certificates in PEM form"
-            raise self._error(section, key, str(file), way_out) from None
+        except OSError:  # also SSLError, for a file without certificates
+            remedy = "give a readable file of CA certificates in PEM form"
+            raise self._error(section, key, str(file), remedy) from None
 
-    def _error(self, section: str, key: str, value: str, way_out: str) -> ConfigError:
-        return ConfigError(f"{self._file}: [{section}] {key} is {value!r}: {way_out}")
+    def _error(self, section: str, key: str, value: str, remedy: str) -> ConfigError:
+        return ConfigError(f"{self._file}: [{section}] {key} is {value!r}: {remedy}")

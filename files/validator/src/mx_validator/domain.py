@@ -1,4 +1,4 @@
-"""The domain of a recipient address, in the one spelling that is asked about and remembered."""
+"""The domain of a recipient address, in the normal form that is looked up and cached."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import idna
 
 MAX_DOMAIN_CHARACTERS = 253  # RFC 1035 2.3.4: 255 octets on the wire are 253 in writing
 
-# Letters, digits and hyphens (RFC 1123 2.1), 63 a label. The underscore is no host name's, but some
-# platforms own such domains, and theirs is the decision.
+# Letters, digits and hyphens (RFC 1123 2.1), 63 a label. Host names have no underscore, but some
+# platforms own such domains, and the platform decides.
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-# Two labels at least; a last label of digits alone is the end of an IP address (RFC 3696 2).
+# At least two labels; a last label of digits alone is the end of an IP address (RFC 3696 2).
 _DOMAIN = re.compile(rf"(?:{_LABEL}\.)+(?![0-9]+\Z){_LABEL}")
 
 
 class MalformedDomainError(ValueError):
-    """No mail can be meant for this. The text repeats nothing of the address."""
+    """The address has no valid domain. The text repeats nothing of the address."""
 
 
 def recipient_domain(recipient: str) -> str:
@@ -25,7 +25,7 @@ def recipient_domain(recipient: str) -> str:
     The domain begins after the last '@' (RFC 5321 4.1.2: those before it are within quotes).
 
     Raises:
-        MalformedDomainError: There is no domain, or it is none that can have mail.
+        MalformedDomainError: There is no domain, or it is not valid.
     """
     _, separator, domain = recipient.rpartition("@")
     if not separator:
@@ -41,7 +41,7 @@ def normalise(domain: str) -> str:
     """
     if domain.startswith("["):
         raise MalformedDomainError("address literal")
-    # One more for the final dot. Asked first: IDNA's rules take their time with long nonsense.
+    # One more for the final dot. This check comes first: IDNA is slow with very long names.
     if len(domain) > MAX_DOMAIN_CHARACTERS + 1:
         raise MalformedDomainError("domain too long")
     name = (domain.lower() if domain.isascii() else _to_ascii(domain)).removesuffix(".")
@@ -60,5 +60,5 @@ def _to_ascii(domain: str) -> str:
         return ".".join(
             label if label.isascii() else idna.alabel(label).decode("ascii") for label in labels
         )
-    except UnicodeError as error:  # what IDNAError is, and what lone surrogates cause
+    except UnicodeError as error:  # the base of IDNAError, and the error of lone surrogates
         raise MalformedDomainError("not an internationalised domain name") from error

@@ -1,4 +1,4 @@
-"""The daemon's unix socket: there from the first moment without a gap, and never twice."""
+"""The daemon's unix socket: replaced without a gap at a restart, and never served twice."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-MODE = 0o660  # for the daemon and the group of its directory, which Postfix is in
-BACKLOG = 1024  # connections of a whole burst of smtpd processes wait here instead of failing
+MODE = 0o660  # for the daemon and the group of its directory, which is Postfix's
+BACKLOG = 1024  # connections that wait for accept(): a whole burst of smtpd processes
 
 
 class AlreadyRunningError(Exception):
-    """Another copy of the daemon holds the socket."""
+    """Another daemon serves the socket."""
 
 
 class Listener:
-    """A listening socket at a path. It replaces what a killed daemon left there."""
+    """A listening socket at a path. It replaces a stale socket that a killed daemon left there."""
 
     def __init__(self, path: Path) -> None:
-        """Bind, listen, and only then appear at `path`. Raises OSError if that is not possible."""
+        """Bind and listen under another name, then rename to `path`. Raises OSError on failure."""
         self._path = path
         temporary = path.with_name(f"{path.name}.new")
         temporary.unlink(missing_ok=True)
@@ -38,7 +38,7 @@ class Listener:
             raise
 
     def remove(self) -> None:
-        """Close, and disappear from the path unless something else has taken our place there."""
+        """Close, and unlink the path unless another socket has replaced this one there."""
         self.socket.close()
         with contextlib.suppress(FileNotFoundError):
             if _identity(self._path) == self._identity:
@@ -51,14 +51,14 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def only_copy(path: Path) -> Iterator[None]:
-    """Hold the lock beside a socket's path. The kernel lets go of it when the process ends.
+def single_instance(path: Path) -> Iterator[None]:
+    """Hold a lock file beside a socket's path. The kernel releases it when the process ends.
 
     Raises:
-        AlreadyRunningError: Another process holds it.
+        AlreadyRunningError: Another process holds the lock.
         OSError: The lock file cannot be made.
     """
-    # The file stays for ever: removing it would let two copies lock two different files.
+    # The file is never removed: otherwise two daemons could lock two different files.
     name = path.with_name(f"{path.name}.lock")
     lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

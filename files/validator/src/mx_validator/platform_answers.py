@@ -1,4 +1,4 @@
-"""What the platform's HTTP answers mean. No I/O here."""
+"""What the HTTP responses of the platform mean. No I/O here."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mx_validator.decider import Outcome, Verdict
 from mx_validator.domain import MalformedDomainError, normalise
+from mx_validator.model import Outcome, Verdict
 
-MAX_LISTED_DOMAINS = 100_000  # about 130 bytes each, until it has had its first question
+MAX_LISTED_DOMAINS = 100_000  # about 130 bytes each, until the first lookup of the domain
 
 
-def judge(status: int, body: bytes) -> Outcome:
-    """Return what an answer about a domain means. Only two shapes are a verdict."""
+def parse_check(status: int, body: bytes) -> Outcome:
+    """Return the outcome of a lookup. Only two forms of response are a verdict."""
     if status == 200:
-        if _says_success(_object(body)):
+        if _is_success(_parse_object(body)):
             return Outcome(Verdict.ALLOW, "platform says yes", "allow")
         return Outcome(Verdict.DEFER, "platform answered 200 without Success: true", "no_verdict")
     if status == 500:
-        # Precisely this is the platform's "not mine"; every other 500 is an accident of its own.
+        # This body is the platform's "not mine"; with every other the platform itself has failed.
         if body.strip(b" \t\r\n") == b"{}":
             return Outcome(Verdict.DENY, "platform says no", "deny")
         return Outcome(
@@ -32,18 +32,18 @@ def judge(status: int, body: bytes) -> Outcome:
     return Outcome(Verdict.DEFER, f"platform answered {status}", "http_error")
 
 
-def read_list(status: int, body: bytes) -> frozenset[str] | Outcome:
-    """Return the domains of the platform's list in their normal form, or why there is none.
+def parse_list(status: int, body: bytes) -> frozenset[str] | Outcome:
+    """Return the domains of the platform's list in normal form, or the reason why there is none.
 
-    What is no domain name is left out, and so is what is beyond `MAX_LISTED_DOMAINS`.
+    Entries that are no domain names are ignored, and so are those beyond `MAX_LISTED_DOMAINS`.
     """
     if status != 200:
-        return judge(status, b"")
-    answer = _object(body)
+        return parse_check(status, b"")
+    answer = _parse_object(body)
     domains = answer.get("Domains")
-    if isinstance(domains, dict):  # so PHP writes a list from which something was taken out
+    if isinstance(domains, dict):  # PHP writes a list with gaps in its keys as an object
         domains = [*domains.values()]
-    if not _says_success(answer) or not isinstance(domains, list):
+    if not _is_success(answer) or not isinstance(domains, list):
         return Outcome(Verdict.DEFER, "platform answered 200 without a list", "no_verdict")
     return frozenset(itertools.islice(_normalised(domains), MAX_LISTED_DOMAINS))
 
@@ -55,12 +55,12 @@ def _normalised(names: Iterable[object]) -> Iterator[str]:
                 yield normalise(name)
 
 
-def _says_success(answer: dict[str, Any]) -> bool:
+def _is_success(answer: dict[str, Any]) -> bool:
     return answer.get("Success") is True
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is; an empty one if it is anything else."""
+def _parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body; an empty one if the body is anything else."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

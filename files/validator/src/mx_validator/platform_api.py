@@ -1,9 +1,9 @@
-"""Asks the platform who owns a domain: `GET /api/v1/inbound-relay-domain-check?domain=DOMAIN`.
+"""The client of the platform's HTTP API: `GET /api/v1/inbound-relay-domain-check?domain=DOMAIN`.
 
 And for the list of all its domains: `POST /api/v1/sender.domains`.
 
-`requests` blocks and knows no deadline for a whole answer: its timeouts begin anew with every byte.
-So it runs in a few threads, and when a question's time is up, its socket is shut down from outside.
+`requests` blocks, and has no timeout for a whole response: its timeouts begin anew with every byte.
+So it runs in a few threads, and at the deadline of a call the client shuts its socket down.
 """
 
 from __future__ import annotations
@@ -26,93 +26,92 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from mx_validator.decider import Outcome, Verdict
-from mx_validator.platform_answers import judge, read_list
-from mx_validator.throttle import Kind
+from mx_validator.model import LookupKind, Outcome, Verdict
+from mx_validator.platform_answers import parse_check, parse_list
 
 CHECK_PATH = "api/v1/inbound-relay-domain-check"
 LIST_PATH = "api/v1/sender.domains"
-# Questions at a time. Memory answers nearly all, and the platform is to be spared. Each kind has
-# threads of its own: unknown domains in any number cannot keep what is known good from a refresh.
-THREADS = {Kind.UNKNOWN: 8, Kind.LISTED: 8, Kind.REFRESH: 4}
+# Concurrent calls. The cache answers nearly all requests, and the load on the platform is to be
+# small. Each kind has its own threads: lookups of unknown domains, however many, delay no refresh.
+THREADS = {LookupKind.UNKNOWN: 8, LookupKind.LISTED: 8, LookupKind.REFRESH: 4}
 CONNECTIONS = sum(THREADS.values())
-# Between the starts of two questions: each costs the interpreter a millisecond or two, and many at
-# once would keep it from answering about known-good domains. A hundred a second are more than there
-# are first mails for domains of the platform; made-up ones are held back long before.
-START_EVERY_SECONDS = 0.01
-# From the question to its end, waiting for a thread included. Longer than Postfix is kept waiting:
-# a verdict that comes too late for one sender is in memory for the next.
-QUESTION_SECONDS = 12.0
+# Between the starts of two calls: each takes a millisecond or two of the interpreter's time, and
+# many at once would delay the answers for known-good domains. A hundred a second are more than
+# there are first mails for the platform's domains; the rate limit holds other domains back earlier.
+START_INTERVAL_SECONDS = 0.01
+# For a whole lookup, including the wait for a thread. Longer than Postfix waits: a verdict that is
+# too late for one request is cached for the next.
+LOOKUP_SECONDS = 12.0
 CONNECT_SECONDS = 3.0  # for each address of the platform's host
-MAX_BODY_BYTES = 65536  # a verdict has 100; what is larger is no verdict
-LIST_SECONDS = 30.0  # nobody waits for the list
+MAX_CHECK_BYTES = 65536  # a verdict has 100
+LIST_SECONDS = 30.0  # no request waits for the list
 MAX_LIST_BYTES = 4 * 1024 * 1024
-# An idle connection shows that it is alive, to firewalls that forget silent ones, and to us: on a
-# dead one the next question would only run out of time.
+# TCP keepalive, for firewalls that drop silent connections, and to detect dead ones: a lookup on a
+# dead connection would time out.
 KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),  # seconds until the first probe
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),  # seconds between two
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),  # probes without an answer are the end
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),  # probes without an answer before it is closed
 ]
 
 
-class _Call:
-    """One question under way: the handle by which its socket is reached from another thread."""
+class _CallInFlight:
+    """A call in flight, and its socket, so that another thread can abort it."""
 
     def __init__(self) -> None:
-        self.ended = False
+        self.aborted = False
         self.on_new_connection = False
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
 
-    def watch(self, connection: socket.socket) -> None:
-        """Tie the question to a connection. Raises OSError if its time is up."""
+    def attach(self, connection: socket.socket) -> None:
+        """Attach the connection of the call. Raises TimeoutError if the call was aborted."""
         with self._lock:
-            self._release()
-            if self.ended:
+            self._close()
+            if self.aborted:
                 raise TimeoutError
-            # A descriptor of our own: TLS takes the original out of the socket object it was in,
-            # and the number of a closed one soon belongs to another connection.
+            # A duplicate: TLS detaches the original from its socket object, and the number of a
+            # closed descriptor is soon used for another connection.
             self._socket = socket.fromfd(connection.fileno(), connection.family, connection.type)
 
-    def let_go(self) -> None:
-        """Leave the connection to the next question."""
+    def detach(self) -> None:
+        """Release the connection for the next call."""
         with self._lock:
-            self._release()
+            self._close()
 
-    def end(self) -> None:
-        """Let whatever the question waits for fail now; harmless if it waits for nothing."""
+    def abort(self) -> None:
+        """Let the pending operation on the socket fail now; without one, do nothing."""
         with self._lock:
-            self.ended = True
+            self.aborted = True
             if self._socket is not None:
                 with contextlib.suppress(OSError):  # the platform may have closed it already
                     self._socket.shutdown(socket.SHUT_RDWR)
-            self._release()
+            self._close()
 
-    def _release(self) -> None:
+    def _close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
 
-class _Current(threading.local):
-    """The question that the running thread works on: urllib3 offers no way to hand it down."""
+class _ThreadLocal(threading.local):
+    """The call of the running thread: urllib3 offers no way to pass it on."""
 
-    call: _Call
-
-
-_current = _Current()
+    call: _CallInFlight
 
 
-class _Watched(HTTPConnection):
-    """Ties each new connection, and each one that is used again, to the current question."""
+_current = _ThreadLocal()
+
+
+class _TrackedConnection(HTTPConnection):
+    """Attaches each connection, new or used again, to the current call."""
 
     def _new_conn(self) -> Any:  # noqa: ANN401 - urllib3's versions differ in the type
         _current.call.on_new_connection = True
         connection = super()._new_conn()
         try:
-            _current.call.watch(connection)
+            _current.call.attach(connection)
         except OSError:
             connection.close()
             raise
@@ -120,24 +119,24 @@ class _Watched(HTTPConnection):
 
     def putrequest(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on unread
         if self.sock is not None:
-            _current.call.watch(self.sock)
+            _current.call.attach(self.sock)
         super().putrequest(*args, **kwargs)
 
 
-class _WatchedTLS(_Watched, HTTPSConnection):
+class _TrackedTLSConnection(_TrackedConnection, HTTPSConnection):
     """The same for https."""
 
 
 class _HTTPPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Watched
+    ConnectionCls = _TrackedConnection
 
 
 class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _WatchedTLS
+    ConnectionCls = _TrackedTLSConnection
 
 
 class _Adapter(HTTPAdapter):
-    """An adapter of such connections."""
+    """An adapter whose connections are tracked and have TCP keepalive."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on unread
         options = [*HTTPConnection.default_socket_options, *KEEPALIVE]
@@ -146,31 +145,31 @@ class _Adapter(HTTPAdapter):
 
 
 class _Session(requests.Session):
-    """A session without redirects: requests reads their whole body even when told not to follow."""
+    """A session without redirects, whose body requests reads even with allow_redirects off."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - overridden
         return None
 
 
-_Meaning = TypeVar("_Meaning")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class _Question(Generic[_Meaning]):
-    """What to ask, and what to make of the answer."""
+class _Call(Generic[_Result]):
+    """One call of the API, and how its response is parsed."""
 
     method: str
     path: str
-    arguments: dict[str, Any]  # more of those of requests.request()
-    statuses: frozenset[int]  # that have a meaning: of others the body is not even read
+    arguments: dict[str, Any]  # further arguments of requests.request()
+    parsed_statuses: frozenset[int]  # the body of a response with any other status is not read
     max_bytes: int
-    meaning: Callable[[int, bytes], _Meaning]  # of a status and a body
+    parse: Callable[[int, bytes], _Result]  # takes status and body
     seconds: float
 
 
 @dataclass(frozen=True)
-class Target:
-    """Whom to ask, and with what."""
+class Endpoint:
+    """The platform that is asked, and how."""
 
     url: str  # ends with a slash
     api_key: str
@@ -178,157 +177,168 @@ class Target:
 
 
 class PlatformClient:
-    """Puts questions to the platform. Belongs to one event loop; `close()` it at the end."""
+    """The client. It belongs to one event loop; call `close()` at the end."""
 
-    def __init__(self, target: Target, question_seconds: float = QUESTION_SECONDS) -> None:
-        self._question_seconds = question_seconds
+    def __init__(self, endpoint: Endpoint, lookup_seconds: float = LOOKUP_SECONDS) -> None:
+        self._lookup_seconds = lookup_seconds
         self._threads = {
             kind: ThreadPoolExecutor(number, thread_name_prefix="platform")
             for kind, number in THREADS.items()
         }
-        self._calls: set[_Call] = set()
+        self._in_flight: set[_CallInFlight] = set()
         self._next_start = 0.0
-        self._target = target
-        self._session = _session(target)
+        self._endpoint = endpoint
+        self._session = _session(endpoint)
 
-    def set_target(self, target: Target) -> None:
-        """Ask `target` from the next question on."""
+    def set_endpoint(self, endpoint: Endpoint) -> None:
+        """Use another endpoint from the next call on."""
         self._session.close()
-        self._target = target
-        self._session = _session(target)
+        self._endpoint = endpoint
+        self._session = _session(endpoint)
 
     def close(self) -> None:
-        """End the questions under way. Their threads end too, except one inside a DNS lookup."""
+        """Abort all calls. Their threads end too, except one that is inside a DNS lookup."""
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
-        for call in self._calls:
-            call.end()
+        for in_flight in self._in_flight:
+            in_flight.abort()
         self._session.close()
 
-    async def ask(self, domain: str, kind: Kind) -> Outcome:
-        """Return the platform's verdict on a normalised domain; DEFER if it gives none in time."""
-        question = _Question(
+    async def check_domain(self, domain: str, kind: LookupKind) -> Outcome:
+        """Return the outcome of a lookup of a normalised domain; DEFER at the deadline."""
+        call = _Call(
             "GET",
             CHECK_PATH,
             {"params": {"domain": domain}},
             frozenset({200, 500}),
-            MAX_BODY_BYTES,
-            judge,
-            self._question_seconds,
+            MAX_CHECK_BYTES,
+            parse_check,
+            self._lookup_seconds,
         )
-        return await self._put(question, kind)
+        return await self._run(call, kind)
 
     async def list_domains(self, seconds: float = LIST_SECONDS) -> frozenset[str] | Outcome:
-        """Return the domains that the platform lists, or why there is no list."""
-        question = _Question(
+        """Return the domains on the platform's list, or the reason why there is none."""
+        call = _Call(
             "POST",
             LIST_PATH,
             {"json": {"DomainsResponseFormat": "json"}},
             frozenset({200}),
             MAX_LIST_BYTES,
-            read_list,
+            parse_list,
             seconds,
         )
-        return await self._put(question, Kind.LISTED)
+        return await self._run(call, LookupKind.LISTED)
 
-    async def _put(self, question: _Question[_Meaning], kind: Kind) -> _Meaning | Outcome:
-        """Return what the answer means, or why there is none in time."""
-        call = _Call()
-        self._calls.add(call)
+    async def _run(self, call: _Call[_Result], kind: LookupKind) -> _Result | Outcome:
+        """Run a call in a thread; return its result, or a DEFER at its deadline."""
+        in_flight = _CallInFlight()
+        self._in_flight.add(in_flight)
         try:
             loop = asyncio.get_running_loop()
             now = loop.time()
             start = max(self._next_start, now)
-            self._next_start = start + START_EVERY_SECONDS
+            self._next_start = start + START_INTERVAL_SECONDS
             await asyncio.sleep(start - now)
-            answer = loop.run_in_executor(
-                self._threads[kind], self._fetch, call, self._session, self._target.url, question
+            url = self._endpoint.url
+            result = loop.run_in_executor(
+                self._threads[kind], self._run_in_thread, in_flight, self._session, url, call
             )
-            ends = now + question.seconds
-            done, _ = await asyncio.wait({answer}, timeout=ends - loop.time())
+            deadline = now + call.seconds
+            done, _ = await asyncio.wait({result}, timeout=deadline - loop.time())
             if done:
-                return answer.result()
-            answer.cancel()
-            reason = f"no answer within {question.seconds:g} s"
+                return result.result()
+            result.cancel()
+            reason = f"no answer within {call.seconds:g} s"
             return Outcome(Verdict.DEFER, reason, "timeout")
         finally:
-            call.end()
-            self._calls.discard(call)
+            in_flight.abort()
+            self._in_flight.discard(in_flight)
 
-    def _fetch(
-        self, call: _Call, session: requests.Session, url: str, question: _Question[_Meaning]
-    ) -> _Meaning | Outcome:
-        """Runs in one of the threads."""
-        _current.call = call
+    def _run_in_thread(
+        self,
+        in_flight: _CallInFlight,
+        session: requests.Session,
+        url: str,
+        call: _Call[_Result],
+    ) -> _Result | Outcome:
+        _current.call = in_flight
         try:
-            return self._send(call, session, url, question)
+            return self._send_with_retries(in_flight, session, url, call)
         except requests.exceptions.SSLError as error:
-            return Outcome(Verdict.DEFER, f"TLS to the platform failed: {_cause(error)}", "tls")
+            reason = f"TLS to the platform failed: {_root_cause(error)}"
+            return Outcome(Verdict.DEFER, reason, "tls")
         except (
             requests.RequestException,
             urllib3.exceptions.HTTPError,
             http.client.HTTPException,
             OSError,
         ) as error:
-            reason = f"no answer from the platform: {_cause(error)}"
+            reason = f"no answer from the platform: {_root_cause(error)}"
             return Outcome(Verdict.DEFER, reason, "unreachable")
         finally:
-            call.let_go()
+            in_flight.detach()
 
-    def _send(
-        self, call: _Call, session: requests.Session, url: str, question: _Question[_Meaning]
-    ) -> _Meaning | Outcome:
-        # The platform may have closed idle connections that wait here for their next use. Each try
-        # takes one of them away, so that the last one is sure to be on a new connection.
+    def _send_with_retries(
+        self,
+        in_flight: _CallInFlight,
+        session: requests.Session,
+        url: str,
+        call: _Call[_Result],
+    ) -> _Result | Outcome:
+        # The platform may have closed idle connections that are still in the pool. Each try removes
+        # one of them from it, so that the last try is sure to use a new connection.
         for _ in range(CONNECTIONS):
-            call.on_new_connection = False
+            in_flight.on_new_connection = False
             try:
-                return self._send_once(session, url, question)
+                return self._send(session, url, call)
             except requests.ConnectionError as error:
-                if call.ended or call.on_new_connection or not _broke_unanswered(error):
+                if (
+                    in_flight.aborted
+                    or in_flight.on_new_connection
+                    or not _closed_before_response(error)
+                ):
                     raise
-        return self._send_once(session, url, question)
+        return self._send(session, url, call)
 
-    def _send_once(
-        self, session: requests.Session, url: str, question: _Question[_Meaning]
-    ) -> _Meaning | Outcome:
+    def _send(self, session: requests.Session, url: str, call: _Call[_Result]) -> _Result | Outcome:
         with session.request(
-            question.method,
-            url + question.path,
-            # Only for when nobody ends the question: that comes first, and covers all of it.
-            timeout=(CONNECT_SECONDS, question.seconds + 1),
+            call.method,
+            url + call.path,
+            # A second line of defence: the deadline of the whole call comes first.
+            timeout=(CONNECT_SECONDS, call.seconds + 1),
             allow_redirects=False,
             stream=True,
-            **question.arguments,
+            **call.arguments,
         ) as response:
             status = response.status_code
-            if status not in question.statuses:
-                return question.meaning(status, b"")
-            body = response.raw.read(question.max_bytes + 1, decode_content=False)
-            if len(body) > question.max_bytes:
-                reason = f"platform answered {status} with over {question.max_bytes} bytes"
+            if status not in call.parsed_statuses:
+                return call.parse(status, b"")
+            body = response.raw.read(call.max_bytes + 1, decode_content=False)
+            if len(body) > call.max_bytes:
+                reason = f"platform answered {status} with over {call.max_bytes} bytes"
                 return Outcome(Verdict.DEFER, reason, "no_verdict")
-            # urllib3 1.26 takes a body that was cut short for a whole one.
+            # urllib3 1.26 does not report a body that is shorter than announced.
             if response.headers.get("Content-Length", str(len(body))) != str(len(body)):
                 reason = f"platform answered {status}, but was cut short"
                 return Outcome(Verdict.DEFER, reason, "no_verdict")
-            return question.meaning(status, body)
+            return call.parse(status, body)
 
 
-def _session(target: Target) -> requests.Session:
+def _session(endpoint: Endpoint) -> requests.Session:
     session = _Session()
-    # Nothing from the environment: a .netrc would replace the key, a proxy would get to see it.
+    # Nothing from the environment: a .netrc would replace the key, and a proxy would read it.
     session.trust_env = False
-    session.verify = str(target.ca_file)
+    session.verify = str(endpoint.ca_file)
     session.headers.update(
         {
             "Accept": "application/json",
             "Accept-Encoding": "identity",
-            "Authorization": f"Bearer {target.api_key}",
+            "Authorization": f"Bearer {endpoint.api_key}",
             "User-Agent": "mx-validator",
         }
     )
-    # A session cookie would make PHP answer our parallel questions one after the other.
+    # With a session cookie, PHP would answer concurrent lookups one after the other.
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     adapter = _Adapter(pool_maxsize=CONNECTIONS)
     session.mount("http://", adapter)
@@ -336,14 +346,14 @@ def _session(target: Target) -> requests.Session:
     return session
 
 
-def _broke_unanswered(error: requests.ConnectionError) -> bool:
-    """Whether the connection, or its pool after a reload, was closed before any answer."""
+def _closed_before_response(error: requests.ConnectionError) -> bool:
+    """Whether the connection, or its pool after a reload, was closed before a response began."""
     closed = (urllib3.exceptions.ProtocolError, urllib3.exceptions.ClosedPoolError)
     return bool(error.args) and isinstance(error.args[0], closed)
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost error's own words: requests wraps it three times, object addresses included."""
+def _root_cause(error: BaseException) -> str:
+    """Return the innermost error's text; requests wraps it three times, with object addresses."""
     while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = inner
     if isinstance(error, ssl.SSLCertVerificationError):

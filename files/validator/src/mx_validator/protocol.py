@@ -1,4 +1,4 @@
-"""Postfix's policy delegation protocol, and our own request type in the same dress. No I/O.
+"""Postfix's policy delegation protocol, and operators' requests in the same form. No I/O.
 
 A request is lines of `name=value` and an empty line; so is a reply. Neither NUL nor newline can be
 part of a value (Postfix SMTPD_POLICY_README, "Protocol description").
@@ -9,33 +9,33 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
-# Postfix sends about 1 kB. Its longest values (HELO, sender, recipient) end at line_length_limit,
-# 2,048 bytes, so that this leaves room for four times as much.
+# Postfix sends about 1 kB. Its longest values (HELO, sender, recipient) are limited to 2,048 bytes
+# by line_length_limit; this is four times what a request with such values has.
 MAX_REQUEST_BYTES = 32768
 
 
 class ProtocolError(Exception):
-    """The peer does not speak the protocol; nothing it sends from here on can be trusted.
+    """The peer violates the protocol; nothing that it sends afterwards can be parsed.
 
-    The text names the mistake and repeats nothing of what was sent.
+    The text names the violation and repeats nothing of what was sent.
     """
 
 
 class RequestType(enum.Enum):
-    """What is asked, as the attribute `request` says it."""
+    """The type of a request, in its attribute `request`."""
 
-    ACCESS = b"smtpd_access_policy"  # Postfix: may I take mail for this recipient?
-    CHECK = b"mx_validator_check"  # an operator: what do you say about this domain?
+    ACCESS = b"smtpd_access_policy"  # Postfix: is this recipient to be accepted?
+    CHECK = b"mx_validator_check"  # an operator: what is the verdict on this domain?
     FORGET = b"mx_validator_forget"  # an operator: forget this domain
-    STATUS = b"mx_validator_status"  # an operator: how are you?
+    STATUS = b"mx_validator_status"  # an operator: what is the status?
 
 
-# The type, and what it is about: a recipient, a domain, or nothing; then the recipient's
-# transaction, empty if not given, and whether it has recipients already. A plain tuple: there is
-# one for each recipient of each mail.
+# The type, and the subject: a recipient, a domain, or nothing; then the recipient's transaction,
+# empty if not given, and whether the transaction has recipients already. A plain tuple, because
+# there is one for each recipient of each mail.
 Request = tuple[RequestType, str, bytes, bool]
 
-# What an operator's request is about; all other attributes are skipped, as the README demands.
+# The subject of an operator's request; other attributes are ignored, as the README demands.
 _SUBJECTS = {
     RequestType.CHECK: b"\ndomain=",
     RequestType.FORGET: b"\ndomain=",
@@ -45,20 +45,20 @@ _NEWLINE = ord("\n")
 
 
 class RequestParser:
-    """Cuts a stream of bytes into requests, however the stream was split on its way."""
+    """Splits a stream of bytes into requests, in whatever pieces the stream arrives."""
 
     def __init__(self) -> None:
         self._buffer = b""
 
     def feed(self, data: bytes) -> None:
-        """Add what was read."""
+        """Add bytes that were read."""
         self._buffer += data
 
-    def take(self) -> Request | None:
-        """Return the next complete request, or None if there is none yet.
+    def next_request(self) -> Request | None:
+        """Return the next complete request, or None if it has not arrived yet.
 
         Raises:
-            ProtocolError: What comes next is no request, or too large for one.
+            ProtocolError: The next bytes are no request, or it is too large.
         """
         buffer = self._buffer
         if not buffer:
@@ -72,12 +72,12 @@ class RequestParser:
         self._buffer = buffer[end + 2 :]
         # All releases of Postfix begin with this line.
         if buffer.startswith(b"request=smtpd_access_policy\n"):
-            return _access(buffer, end)
+            return _parse_access(buffer, end)
         _refuse_empty(buffer)
-        return _request(b"\n" + buffer[: end + 1])
+        return _parse_request(b"\n" + buffer[: end + 1])
 
 
-def _access(lines: bytes, end: int) -> Request:
+def _parse_access(lines: bytes, end: int) -> Request:
     start = _find(lines, b"\nrecipient=", 0, end)
     if start < 0:
         raise ProtocolError("recipient missing")
@@ -96,7 +96,7 @@ def _access(lines: bytes, end: int) -> Request:
 
 
 def _find(lines: bytes, name: bytes, probably: int, end: int) -> int:
-    """Return where the value of an attribute starts, most likely after `probably`, or -1."""
+    """Return the offset of an attribute's value, or -1; the search begins at `probably`."""
     start = lines.find(name, probably, end)
     if start < 0 < probably:
         start = lines.find(name, 0, end)
@@ -108,8 +108,8 @@ def _refuse_empty(buffer: bytes) -> None:
         raise ProtocolError("empty request")
 
 
-def _request(lines: bytes) -> Request:
-    """Read the lines of a request, a newline before each and after the last."""
+def _parse_request(lines: bytes) -> Request:
+    """Parse the lines of a request, with a newline before each and after the last."""
     end = len(lines) - 1
     name = _value(lines, b"\nrequest=", end)
     try:
@@ -117,7 +117,7 @@ def _request(lines: bytes) -> Request:
     except ValueError as error:
         raise ProtocolError("request type unknown") from error
     if kind is _ACCESS:
-        return _access(lines, end)
+        return _parse_access(lines, end)
     subject = _SUBJECTS.get(kind)
     return kind, _value(lines, subject, end) if subject else "", b"", False
 
@@ -131,7 +131,7 @@ def _value(lines: bytes, name: bytes, end: int) -> str:
 
 
 def format_attributes(attributes: Mapping[str, str]) -> bytes:
-    """Write attributes as a request or a reply; what no value may hold becomes '?'."""
+    """Format a request or a reply; characters that no value may have become '?'."""
     lines = (f"{name}={_printable(value)}\n" for name, value in attributes.items())
     return "".join([*lines, "\n"]).encode("utf-8", "replace")
 
@@ -141,10 +141,10 @@ def _printable(value: str) -> str:
 
 
 def parse_reply(data: bytes) -> dict[str, str]:
-    """Read a complete reply of ours: the other end of `format_attributes`.
+    """Parse a reply of the daemon, the inverse of `format_attributes`.
 
     Raises:
-        ProtocolError: It is no complete reply.
+        ProtocolError: The data is no complete reply.
     """
     text = data.decode("utf-8", "replace")
     pairs = [line.partition("=") for line in text.removesuffix("\n\n").split("\n")]

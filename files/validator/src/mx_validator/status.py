@@ -1,100 +1,169 @@
-"""How the daemon and the platform are at one moment, for operators and for Prometheus."""
+"""The status of the daemon and the platform, for operators and for Prometheus.
+
+Each value of the status is defined in one place: its name and type, where it is read, and the gauge
+that shows it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple, TypeVar
 
-from mx_validator.decider import Decider, Source
-from mx_validator.queue_space import Room
-from mx_validator.store import Store
-from mx_validator.throttle import Limits
+from mx_validator.decider import Decider
+from mx_validator.queue_space import QueueSpace
+from mx_validator.store import SqliteStore
+from mx_validator.throttle import Throttle
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the daemon that a status is read from. They belong to one event loop."""
+
+    decider: Decider
+    throttle: Throttle
+    store: SqliteStore
+    queue_space: QueueSpace
+    lag_seconds: Callable[[], float]
+    started: float = field(default_factory=time.monotonic)
+
+
+class Gauge(NamedTuple):
+    """A metric; while its value is None, it is not shown, or shown as `if_none`."""
+
+    name: str
+    help_text: str
+    if_none: float | None = None
+
+
+def _value(read: Callable[[Parts, float], _T], gauge: Gauge | None = None) -> _T:
+    """Define a value: how it is read, given the monotonic time, and the gauge that shows it."""
+    value: _T = field(metadata={"read": read, "gauge": gauge})
+    return value
 
 
 @dataclass(frozen=True)
 class Status:
-    """One look at everything. Moments are given as seconds ago; None is never, or not now."""
+    """All values at one moment. Times are given as seconds ago; None is never, or not now."""
 
-    up_seconds: float
-    last_verdict_seconds: float | None  # since the platform's last verdict
-    failing_seconds: float | None  # since the first of its failures in a row
-    trouble: str  # what the last of them was
-    key_refused: bool
-    breaker_open: bool
-    questions: int  # to the platform, under way
-    known_good: int
-    oldest_seconds: float | None  # since the known-good domain was confirmed that waits longest
-    newest_seconds: float | None
-    known_good_days: int
-    denied: int
-    store_unwritten: int  # domains that wait to be written
-    store_failing_seconds: float | None
-    store_trouble: str | None
-    store_damaged: bool  # found since the start; written anew unless there is a trouble
-    store_lost: int | None  # domains that could not be read then; None: not known how many
-    queue_free_inodes: int | None  # of the mail queue's file system, if it counts them
-    queue_short: bool  # of them, so that no mail is taken
-    lag_seconds: float  # by which the event loop was late when it last looked
+    up_seconds: float = _value(
+        lambda parts, now: now - parts.started,
+        Gauge("up_seconds", "Seconds since the daemon started."),
+    )
+    platform_up: bool | None = _value(
+        lambda parts, _: parts.throttle.breaker.health.is_up,
+        Gauge("platform_up", "Whether the last lookup gave a verdict."),
+    )
+    last_verdict_seconds: float | None = _value(
+        lambda parts, now: _since(parts.throttle.breaker.health.last_verdict, now)
+    )
+    failing_seconds: float | None = _value(
+        lambda parts, now: _since(parts.throttle.breaker.health.failing_since, now),
+        Gauge(
+            "platform_failing_seconds",
+            "Seconds since the first of the failed lookups in a row; 0 if the last one succeeded.",
+            if_none=0,
+        ),
+    )
+    last_error: str = _value(lambda parts, _: parts.throttle.breaker.health.last_error)
+    key_refused: bool = _value(
+        lambda parts, _: parts.throttle.breaker.health.key_refused,
+        Gauge("platform_key_refused", "Whether the platform refused the API key last."),
+    )
+    breaker_open: bool = _value(
+        lambda parts, _: parts.throttle.breaker.is_open,
+        Gauge("platform_breaker_open", "Whether the circuit breaker is open."),
+    )
+    lookups_in_flight: int = _value(
+        lambda parts, _: sum(parts.throttle.in_flight.values()),
+        Gauge("platform_questions", "Lookups in flight."),
+    )
+    known_good: int = _value(
+        lambda parts, _: len(parts.decider.known_good),
+        Gauge("known_good_domains", "Known-good domains."),
+    )
+    oldest_seconds: float | None = _value(
+        lambda parts, now: _since(parts.decider.known_good.oldest(), now),
+        Gauge(
+            "known_good_oldest_seconds",
+            "Age of the oldest confirmation among known-good domains that have mail.",
+        ),
+    )
+    newest_seconds: float | None = _value(
+        lambda parts, now: _since(parts.decider.known_good.newest(), now),
+        Gauge("known_good_newest_seconds", "Age of the newest confirmation."),
+    )
+    known_good_days: int = _value(lambda parts, _: round(parts.decider.times.known_good / 86400))
+    denied: int = _value(
+        lambda parts, _: len(parts.decider.denied),
+        Gauge("denied_domains", "Domains in the negative cache."),
+    )
+    store_unwritten: int = _value(
+        lambda parts, _: parts.store.unwritten,
+        Gauge("store_unwritten_domains", "Known-good domains that are not yet written to disk."),
+    )
+    store_failing_seconds: float | None = _value(
+        lambda parts, _: _since(parts.store.failing_since, time.time()),
+        Gauge(
+            "store_failing_seconds",
+            "Seconds since writing known-good domains to disk began to fail; 0 if it succeeds.",
+            if_none=0,
+        ),
+    )
+    store_last_error: str | None = _value(lambda parts, _: parts.store.last_error)
+    store_damaged: bool = _value(  # a new file was written unless there is an error
+        lambda parts, _: parts.store.damaged,
+        Gauge(
+            "store_damaged",
+            "Whether the file of known-good domains was found damaged since the start.",
+        ),
+    )
+    store_lost: int | None = _value(  # None: it is not known how many
+        lambda parts, _: parts.store.lost,
+        Gauge(
+            "store_lost_domains",
+            "Known-good domains that could not be read from the damaged file, if known.",
+        ),
+    )
+    queue_free_inodes: int | None = _value(
+        lambda parts, _: parts.queue_space.free_inodes,
+        Gauge(
+            "queue_free_inodes", "Free inodes of the mail queue's file system, if it counts them."
+        ),
+    )
+    queue_short: bool = _value(
+        lambda parts, _: parts.queue_space.is_short,
+        Gauge("queue_short", "Whether mail is refused because too few inodes are free."),
+    )
+    lag_seconds: float = _value(
+        lambda parts, _: parts.lag_seconds(),
+        Gauge("loop_lag_seconds", "Event loop lag at the last heartbeat."),
+    )
+
+    @classmethod
+    def read(cls, parts: Parts) -> Status:
+        """Read all values now."""
+        now = time.monotonic()
+        return cls(**{value.name: value.metadata["read"](parts, now) for value in fields(cls)})
 
     @property
-    def platform_up(self) -> bool | None:
-        """Whether the platform's last answer was a verdict; None if it was not asked yet."""
-        if self.failing_seconds is not None:
-            return False
-        return None if self.last_verdict_seconds is None else True
+    def is_well(self) -> bool:
+        """Whether nothing needs the operator."""
+        return self.platform_up is not False and not self.store_last_error and not self.queue_short
+
+    def gauges(self) -> Iterator[tuple[Gauge, float]]:
+        """Yield the gauges that are shown, with their values."""
+        for value in fields(self):
+            gauge: Gauge | None = value.metadata["gauge"]
+            if gauge is not None:
+                number = getattr(self, value.name)
+                shown = gauge.if_none if number is None else number
+                if shown is not None:
+                    yield gauge, shown
 
 
-class Observer:
-    """Looks at the daemon's parts. Belongs to their event loop."""
-
-    def __init__(
-        self,
-        decider: Decider,
-        limits: Limits,
-        store: Store,
-        room: Room,
-        lag_seconds: Callable[[], float],
-    ) -> None:
-        self._decider = decider
-        self._limits = limits
-        self._store = store
-        self._room = room
-        self._lag_seconds = lag_seconds
-        self._started = time.monotonic()
-
-    def look(self) -> Status:
-        """Return how things are now."""
-        now = time.monotonic()
-        health = self._limits.breaker.health
-        known_good = self._decider.known_good
-        return Status(
-            up_seconds=now - self._started,
-            last_verdict_seconds=_since(health.last_verdict, now),
-            failing_seconds=_since(health.failing_since, now),
-            trouble=health.trouble,
-            key_refused=health.key_refused,
-            breaker_open=self._limits.breaker.is_open,
-            questions=sum(self._limits.under_way.values()),
-            known_good=len(known_good),
-            oldest_seconds=_since(known_good.oldest(), now),
-            newest_seconds=_since(known_good.newest(), now),
-            known_good_days=round(self._decider.times.known_good / 86400),
-            denied=len(self._decider.denied),
-            store_unwritten=self._store.unwritten,
-            store_failing_seconds=_since(self._store.trouble_since, time.time()),
-            store_trouble=self._store.trouble,
-            store_damaged=self._store.damaged,
-            store_lost=self._store.lost,
-            queue_free_inodes=self._room.free_inodes,
-            queue_short=self._room.is_short,
-            lag_seconds=self._lag_seconds(),
-        )
-
-    def answers(self) -> Mapping[tuple[str, Source], int]:
-        """Return how many answers there were so far, by verdict and source."""
-        return self._decider.answers.copy()
-
-
-def _since(moment: float | None, now: float) -> float | None:
-    return None if moment is None else max(0.0, now - moment)
+def _since(then: float | None, now: float) -> float | None:
+    return None if then is None else max(0.0, now - then)

@@ -1,7 +1,7 @@
 """Known-good domains on disk: an SQLite file that outlives the process.
 
-No answer ever waits for it. A thread writes what has gathered since its last write; what cannot be
-written is tried again. A damaged file is read as far as possible and written anew from memory.
+No answer ever waits for the disk. A thread writes the changes since its last write, and retries
+what could not be written. A damaged file is read as far as possible and then replaced by a new one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from mx_validator.database import DROP, KEEP, SCHEMA, Reader, beside, connect, is_damage, row
+from mx_validator.database import (
+    DELETE,
+    SCHEMA,
+    UPSERT,
+    KnownGoodReader,
+    connect,
+    is_damage,
+    make_row,
+    sibling,
+)
 
-RETRY_SECONDS = 30.0  # until a failed write is tried again
-STOP_SECONDS = 5.0  # for the last write at the end of the process
+RETRY_SECONDS = 30.0  # until a failed write is retried
+STOP_SECONDS = 5.0  # for the last write before the process ends
 BATCH_DOMAINS = 1000  # in one transaction
 
 logger = logging.getLogger(__name__)
 
 
-class Store:
-    """Keeps known-good domains in a file: `load()`, then `start()`, and `stop()` at the end."""
+class SqliteStore:
+    """Stores domains in a file. Call `load()`, then `start()`, and `stop()` at the end."""
 
     def __init__(
         self,
@@ -35,135 +44,137 @@ class Store:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
-        self._new = beside(path, ".new")
-        self._aside = beside(path, ".damaged")
+        self._new_file = sibling(path, ".new")
+        self._damaged_file = sibling(path, ".damaged")
         self._retry_seconds = retry_seconds
         self._wall_clock = wall_clock
         self._connection: sqlite3.Connection | None = None
-        # Its other end never holds up the one that puts something in.
+        # A change to one domain, all domains of a new file, or None at the end. put() never blocks.
         self._queue: queue.SimpleQueue[
             tuple[str, float | None] | list[tuple[str, float]] | None
         ] = queue.SimpleQueue()
-        # By domain when it was confirmed, or None if it is to be dropped.
+        # By domain the time of its confirmation, or None if it is to be deleted.
         self._unwritten: dict[str, float | None] = {}
-        self._all: list[tuple[str, float]] | None = None  # for the new file
-        self._waits_for_all = False
+        self._replacement: list[tuple[str, float]] | None = None  # the rows of a new file
+        self._awaits_replacement = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
-        self.trouble: str | None = None
-        self.trouble_since: float | None = None  # seconds since 1970
-        self.wants_all = False  # the file has to be written anew: `keep_all` is to be called
-        self.damaged = False  # it was, since the start
-        self.lost: int | None = 0  # its rows that could not be read; None: not known how many
+        self.last_error: str | None = None  # None: the last write succeeded
+        self.failing_since: float | None = None  # seconds since 1970
+        self.needs_rewrite = False  # `replace_all` is to be called
+        self.damaged = False  # the file was found damaged since the start
+        self.lost: int | None = 0  # rows of it that could not be read; None: the number is unknown
 
     def load(self) -> Iterator[tuple[str, float]]:
-        """Yield each domain with its age in seconds, the oldest first; nothing raises."""
-        reader = Reader(self._path)
+        """Yield each domain with its age in seconds, the oldest first. Raises nothing."""
+        reader = KnownGoodReader(self._path)
         try:
-            self._recover_exchange()
+            self._finish_replacement()
             if not self._path.exists():
                 return
             now = self._wall_clock()
             for domain, confirmed in reader:
-                # A clock that was put back must not make anything younger than new.
+                # The wall clock may have been set back: no age is negative.
                 yield domain, max(0.0, now - confirmed)
         except (sqlite3.Error, OSError) as error:
-            self._fail("cannot be read", error)
+            self._record_failure("cannot be read", error)
         if reader.damage is not None:
             self.lost = reader.lost
-            self._begin_anew(reader.damage)
+            self._record_damage(reader.damage)
         elif reader.outdated:
-            self.wants_all = self._waits_for_all = True
+            self.needs_rewrite = self._awaits_replacement = True
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the thread that writes."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is left, and end."""
+        """Write what is not yet written, and end the thread."""
         self._queue.put(None)
         self._stopping.set()
         self._thread.join(STOP_SECONDS)
 
-    def keep(self, domain: str, age_seconds: float = 0.0) -> None:
-        """Keep a domain that was confirmed just now, or some time ago."""
-        # Not before 1970, which no row can say: a clock may begin there at the start of the host.
+    def save(self, domain: str, age_seconds: float = 0.0) -> None:
+        """Store a domain that was confirmed `age_seconds` ago."""
+        # Not before 1970, which no row may have: a host's clock may begin there at boot.
         self._queue.put((domain, max(0.0, self._wall_clock() - age_seconds)))
 
-    def keep_all(self, ages: Iterable[tuple[str, float]]) -> None:
-        """Keep these domains, with their ages in seconds and the oldest first, and no others."""
+    def replace_all(self, ages: Iterable[tuple[str, float]]) -> None:
+        """Store exactly these domains, with their ages in seconds, the oldest first."""
         now = self._wall_clock()
-        self.wants_all = False
+        self.needs_rewrite = False
         self._queue.put([(domain, max(0.0, now - age)) for domain, age in ages])
 
-    def drop(self, domain: str) -> None:
-        """Keep a domain no longer."""
+    def delete(self, domain: str) -> None:
+        """Remove a domain."""
         self._queue.put((domain, None))
 
     @property
     def unwritten(self) -> int:
-        """How many domains wait to be written."""
-        return len(self._unwritten) + len(self._all or ()) + self._queue.qsize()
+        """How many domains are not yet written."""
+        return len(self._unwritten) + len(self._replacement or ()) + self._queue.qsize()
 
-    # -- the thread's side ----------------------------------------------------
+    # -- in the thread --------------------------------------------------------
 
     def _run(self) -> None:
-        self._verify()
+        self._check_integrity()
         stop = False
         while not stop:
-            stop = self._gather()
-            if self._all is not None:
-                self._write_anew(self._all)
-            while self._unwritten and self._is_good() and self._write():
+            stop = self._drain_queue()
+            if self._replacement is not None:
+                self._write_replacement(self._replacement)
+            while self._unwritten and self._may_write_changes() and self._write_batch():
                 pass
-            if self._is_behind() and not stop:
+            if self._has_work() and not stop:
                 self._stopping.wait(self._retry_seconds)
         if self._connection is not None:
             self._connection.close()
 
-    def _is_good(self) -> bool:
-        """Whether the file is one to write to."""
-        return self._all is None and not self._waits_for_all
+    def _may_write_changes(self) -> bool:
+        """Whether the file on disk is usable, and not about to be replaced."""
+        return self._replacement is None and not self._awaits_replacement
 
-    def _is_behind(self) -> bool:
-        """Whether there is something to write that is not still to come."""
-        return not self._waits_for_all and (bool(self._unwritten) or self._all is not None)
+    def _has_work(self) -> bool:
+        """Whether something could be written without waiting for the queue."""
+        return not self._awaits_replacement and (
+            bool(self._unwritten) or self._replacement is not None
+        )
 
-    def _verify(self) -> None:
-        """Look for damage that reading did not meet: in the index, which writing relies on."""
-        if self._waits_for_all or not self._path.is_file():
+    def _check_integrity(self) -> None:
+        """Look for damage that `load` does not meet, in the index, on which writes rely."""
+        if self._awaits_replacement or not self._path.is_file():
             return
         try:
             with contextlib.closing(connect(self._path, "mode=ro")) as connection:
                 (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         except sqlite3.Error as error:
             if is_damage(error, self._path):
-                self._begin_anew(str(error))
+                self._record_damage(str(error))
             return
         if found != b"ok":
-            self._begin_anew(found.decode("utf-8", "replace"))
+            self._record_damage(found.decode("utf-8", "replace"))
 
-    def _gather(self) -> bool:
-        """Take what there is; wait for it if nothing is left to write. Return whether to stop."""
-        wait = not self._is_behind()
+    def _drain_queue(self) -> bool:
+        """Take all items, waiting for one if there is no work. Return whether to stop."""
+        wait = not self._has_work()
         while wait or not self._queue.empty():
             item = self._queue.get()
             if item is None:
                 return True
             if isinstance(item, list):
-                self._all = item
-                self._unwritten.clear()  # which is part of it
-                self._waits_for_all = False
+                self._replacement = item
+                self._unwritten.clear()  # the replacement has these changes
+                self._awaits_replacement = False
             else:
                 domain, confirmed = item
-                # Put last, also in place of an older one: its id is to be higher.
+                # At the end, also instead of an earlier change: ids follow the confirmations.
                 self._unwritten.pop(domain, None)
                 self._unwritten[domain] = confirmed
-            wait = self._waits_for_all
+            wait = self._awaits_replacement
         return False
 
-    def _write(self) -> bool:
-        """Write a batch. Return whether it is on disk."""
+    def _write_batch(self) -> bool:
+        """Write a batch of changes. Return whether it is on disk."""
         batch = list(itertools.islice(self._unwritten.items(), BATCH_DOMAINS))
         try:
             connection = self._connection = self._connection or self._open()
@@ -171,9 +182,9 @@ class Store:
             try:
                 for domain, confirmed in batch:
                     if confirmed is None:
-                        connection.execute(DROP, (domain,))
+                        connection.execute(DELETE, (domain,))
                     else:
-                        connection.execute(KEEP, row(domain, confirmed))
+                        connection.execute(UPSERT, make_row(domain, confirmed))
                 connection.execute("COMMIT")
             except sqlite3.Error:
                 if connection.in_transaction:
@@ -181,13 +192,13 @@ class Store:
                 raise
         except (sqlite3.Error, OSError) as error:
             if is_damage(error, self._path):
-                self._begin_anew(str(error))
+                self._record_damage(str(error))
             else:
-                self._fail("cannot be written", error)
+                self._record_failure("cannot be written", error)
             return False
         for domain, _ in batch:
             del self._unwritten[domain]
-        self._succeed()
+        self._record_success()
         return True
 
     def _open(self) -> sqlite3.Connection:
@@ -195,7 +206,7 @@ class Store:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # committed is on disk
-            # What was dropped is not to be found by who looks at the bytes of a damaged file.
+            # Deleted rows are overwritten, so that salvage() does not find them.
             connection.execute("PRAGMA secure_delete = ON")
             connection.execute(SCHEMA)
         except sqlite3.Error:
@@ -203,69 +214,69 @@ class Store:
             raise
         return connection
 
-    def _write_anew(self, rows: list[tuple[str, float]]) -> None:
-        """Write a new file beside the old one, and put it in its place once it is on disk."""
+    def _write_replacement(self, rows: list[tuple[str, float]]) -> None:
+        """Write a new file beside the old one, and rename it once it is on disk."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         try:
             for suffix in ("", "-journal"):
-                beside(self._new, suffix).unlink(missing_ok=True)
-            with contextlib.closing(connect(self._new)) as connection:
+                sibling(self._new_file, suffix).unlink(missing_ok=True)
+            with contextlib.closing(connect(self._new_file)) as connection:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("BEGIN")
                 connection.execute(SCHEMA)
-                connection.executemany(KEEP, itertools.starmap(row, rows))
+                connection.executemany(UPSERT, itertools.starmap(make_row, rows))
                 connection.execute("COMMIT")
             with contextlib.suppress(FileNotFoundError):
-                self._path.replace(self._aside)
-            self._recover_exchange()
+                self._path.replace(self._damaged_file)
+            self._finish_replacement()
             if not self.damaged:
-                self._aside.unlink(missing_ok=True)
+                self._damaged_file.unlink(missing_ok=True)
         except (sqlite3.Error, OSError) as error:
-            self._fail("cannot be written anew", error)
+            self._record_failure("cannot be written anew", error)
             return
-        self._all = None
-        self._succeed()
+        self._replacement = None
+        self._record_success()
 
-    def _recover_exchange(self) -> None:
-        """Put a new file in place of one that was put aside, also if the process ended between."""
-        if self._new.exists() and not self._path.exists():
-            for suffix in ("-wal", "-shm"):  # of the one that was put aside
-                beside(self._path, suffix).unlink(missing_ok=True)
-            self._new.replace(self._path)
+    def _finish_replacement(self) -> None:
+        """Rename a new file if the old one has been renamed, also in a process that ended then."""
+        if self._new_file.exists() and not self._path.exists():
+            for suffix in ("-wal", "-shm"):  # of the old file
+                sibling(self._path, suffix).unlink(missing_ok=True)
+            self._new_file.replace(self._path)
 
-    # -- both -----------------------------------------------------------------
+    # -- in any thread --------------------------------------------------------
 
-    def _begin_anew(self, damage: str) -> None:
-        """Ask for all that is in memory, for a new file."""
+    def _record_damage(self, damage: str) -> None:
+        """Log damage, and request all cached domains for a new file."""
         lost = "an unknown number" if self.lost is None else self.lost
         logger.error(
-            "%s: known-good domains on disk are damaged (%s), %s cannot be read; what is in memory"
-            " goes on to count and is written anew, the damaged file becomes %s",
+            "%s: known-good domains on disk are damaged (%s), %s cannot be read; the domains in"
+            " memory stay known good and are written to a new file, the damaged file becomes %s",
             self._path,
             damage,
             lost,
-            self._aside,
+            self._damaged_file,
         )
         self.damaged = True
-        self.trouble = f"damaged ({damage})"
-        self.trouble_since = self.trouble_since or self._wall_clock()
-        self.wants_all = self._waits_for_all = True
+        self.last_error = f"damaged ({damage})"
+        self.failing_since = self.failing_since or self._wall_clock()
+        self.needs_rewrite = self._awaits_replacement = True
 
-    def _fail(self, what: str, error: Exception) -> None:
-        """Log a trouble once."""
-        if str(error) != self.trouble:
+    def _record_failure(self, what: str, error: Exception) -> None:
+        """Record an error, and log it unless it is the same as the last one."""
+        if str(error) != self.last_error:
             logger.error(
-                "%s: known-good domains on disk %s (%s); what is in memory goes on to count",
+                "%s: known-good domains on disk %s (%s); the domains in memory stay known good",
                 self._path,
                 what,
                 error,
             )
-            self.trouble_since = self.trouble_since or self._wall_clock()
-        self.trouble = str(error)
+            self.failing_since = self.failing_since or self._wall_clock()
+        self.last_error = str(error)
 
-    def _succeed(self) -> None:
-        if self.trouble is not None:
+    def _record_success(self) -> None:
+        if self.last_error is not None:
             logger.info("%s: is written again", self._path)
-            self.trouble = self.trouble_since = None
+            self.last_error = self.failing_since = None

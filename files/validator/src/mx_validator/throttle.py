@@ -1,53 +1,45 @@
-"""What protects the platform: how often and when it may be asked.
+"""Protects the platform: a rate limit, a limit of concurrent lookups, and a circuit breaker.
 
-All moments are those of one monotonic clock, in seconds.
+All times are those of one monotonic clock, in seconds.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
 from dataclasses import dataclass
 
-FAILURES_TO_OPEN = 5  # questions in a row without a verdict
-PROBE_SECONDS = 5.0  # between two questions of a kind while the breaker is open
-REPORT_SECONDS = 60.0  # at most one line about deferred domains in this time
+from mx_validator.model import LookupKind
+
+FAILURES_TO_OPEN = 5  # lookups in a row without a verdict
+PROBE_SECONDS = 5.0  # between two lookups of a kind while the circuit breaker is open
+LOG_INTERVAL_SECONDS = 60.0  # at most one log line about deferred domains in this time
 
 logger = logging.getLogger(__name__)
 
-
-class Kind(enum.Enum):
-    """Why the platform is asked: each kind has bounds of its own and cannot use up the other's."""
-
-    UNKNOWN = "unknown"  # a sender waits for the answer
-    LISTED = "listed"  # a sender waits, and the platform's list has the domain
-    REFRESH = "refresh"  # nobody waits: the domain is known good
-
-
-# Questions at a time, those that wait for a thread included. Behind so many that somebody waits for
-# a question would hardly get its answer in time from a slow platform, and each keeps one of
-# Postfix's processes, of which most are to be left for known-good domains.
-QUESTIONS = {Kind.UNKNOWN: 64, Kind.LISTED: 64, Kind.REFRESH: 4}
+# Concurrent lookups, including those that wait for a thread. With more, a sender that waits would
+# hardly get its answer in time from a slow platform, and each lookup occupies one of Postfix's
+# processes, most of which are needed for known-good domains.
+MAX_IN_FLIGHT = {LookupKind.UNKNOWN: 64, LookupKind.LISTED: 64, LookupKind.REFRESH: 4}
 
 
 class TokenBucket:
-    """Lets `rate` a second pass, and up to `burst` at once after a quiet time."""
+    """A rate limit: `rate` tokens a second, and up to `burst` at once after a quiet time."""
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         self.rate = rate
         self._burst = burst
         self._tokens = float(burst)
-        self._moment = now
+        self._updated = now
 
     def configure(self, rate: float, burst: float) -> None:
-        """Change both; what has been saved up stays, as far as the new burst allows."""
+        """Change both; the tokens that are left stay, up to the new burst."""
         self.rate = rate
         self._burst = burst
 
     def take(self, now: float) -> bool:
-        """Take a token if there is one."""
-        self._tokens = min(self._burst, self._tokens + (now - self._moment) * self.rate)
-        self._moment = now
+        """Take a token; return False if there is none."""
+        self._tokens = min(self._burst, self._tokens + (now - self._updated) * self.rate)
+        self._updated = now
         if self._tokens < 1:
             return False
         self._tokens -= 1
@@ -60,47 +52,52 @@ class TokenBucket:
 
 @dataclass
 class Health:
-    """How the platform is, as far as the questions so far tell."""
+    """The health of the platform, as the lookups so far have shown it."""
 
     failures: int = 0  # in a row
-    failing_since: float | None = (
-        None  # None: the last question brought a verdict, or there was none
-    )
-    trouble: str = ""  # the reason of the last failure
-    key_refused: bool = False  # by the last answer
+    failing_since: float | None = None  # None: the last lookup gave a verdict, or there was none
+    last_error: str = ""
+    key_refused: bool = False  # by the last lookup
     last_verdict: float | None = None
 
+    @property
+    def is_up(self) -> bool | None:
+        """Whether the last lookup gave a verdict; None if there was none."""
+        if self.failing_since is not None:
+            return False
+        return None if self.last_verdict is None else True
 
-class Breaker:
-    """Opens after repeated failures, and then lets a question pass only now and then."""
+
+class CircuitBreaker:
+    """Opens after repeated failures; while open, it allows a lookup from time to time."""
 
     def __init__(self, key_file: str) -> None:
         self._key_file = key_file
         self._is_open = False
-        self._next_probe: dict[Kind, float] = {}
+        self._next_probe: dict[LookupKind, float] = {}
         self.health = Health()
 
     @property
     def is_open(self) -> bool:
-        """Whether the platform is spared."""
+        """Whether lookups are held back."""
         return self._is_open
 
     def reset(self, key_file: str) -> None:
-        """Begin anew, with another platform or key."""
+        """Close, and start with a new health: the platform or the key is another."""
         self._key_file = key_file
         self._is_open = False
         self.health = Health()
 
-    def permits(self, kind: Kind, now: float) -> bool:
-        """Whether a question may be asked."""
+    def allows(self, kind: LookupKind, now: float) -> bool:
+        """Whether a lookup may start."""
         return not self._is_open or now >= self._next_probe.get(kind, 0)
 
-    def begin(self, kind: Kind, now: float) -> None:
-        """Count a question that is being asked."""
+    def record_start(self, kind: LookupKind, now: float) -> None:
+        """Record that a lookup starts."""
         self._next_probe[kind] = now + PROBE_SECONDS
 
-    def succeeded(self, now: float) -> None:
-        """Count a verdict."""
+    def record_success(self, now: float) -> None:
+        """Record a lookup that gave a verdict."""
         health = self.health
         if health.failing_since is not None and (self._is_open or health.key_refused):
             seconds = now - health.failing_since
@@ -108,8 +105,8 @@ class Breaker:
         self._is_open = False
         self.health = Health(last_verdict=now)
 
-    def failed(self, reason: str, key_refused: bool, now: float) -> None:
-        """Count a question that brought no verdict."""
+    def record_failure(self, reason: str, key_refused: bool, now: float) -> None:
+        """Record a lookup that gave no verdict."""
         health = self.health
         if key_refused and not health.key_refused:
             logger.error(
@@ -119,13 +116,13 @@ class Breaker:
                 self._key_file,
             )
         health.failures += 1
-        health.trouble = reason
+        health.last_error = reason
         health.key_refused = key_refused
         if health.failing_since is None:
             health.failing_since = now
         if health.failures >= FAILURES_TO_OPEN and not self._is_open:
             self._is_open = True
-            self._next_probe = dict.fromkeys(Kind, now + PROBE_SECONDS)
+            self._next_probe = dict.fromkeys(LookupKind, now + PROBE_SECONDS)
             if not key_refused:
                 logger.warning(
                     "the platform gives no verdict (%s): see that it answers this host; until then"
@@ -134,54 +131,55 @@ class Breaker:
                 )
 
 
-class Limits:
-    """All bounds together: asks nothing itself, but says what may be asked now."""
+class Throttle:
+    """All limits together. It does no lookups itself, but says which may start."""
 
-    def __init__(self, bucket: TokenBucket, breaker: Breaker) -> None:
+    def __init__(self, bucket: TokenBucket, breaker: CircuitBreaker) -> None:
         self.bucket = bucket
         self.breaker = breaker
-        self.under_way = dict.fromkeys(Kind, 0)
+        self.in_flight = dict.fromkeys(LookupKind, 0)
         self._refused = 0
-        self._reported: float | None = None
+        self._last_logged: float | None = None
 
-    def refuse_first(self, kind: Kind, now: float) -> str | None:
-        """Return why a domain must not be asked about the first time now; None: it is asked about.
+    def reserve_lookup(self, kind: LookupKind, now: float) -> str | None:
+        """Reserve the first lookup of a domain. Return why there must be none now, or None.
 
-        A domain on the platform's list does not count: made-up ones leave it its question.
+        The rate limit does not apply to domains on the platform's list.
         """
-        if not self.breaker.permits(kind, now):
-            return f"platform gives no verdict: {self.breaker.health.trouble}"
-        if self.under_way[kind] >= QUESTIONS[kind]:
-            return self._report(f"{QUESTIONS[kind]} questions to the platform under way", now)
-        if kind is Kind.UNKNOWN and not self.bucket.take(now):
-            return self._report(f"over {self.bucket.rate:g} unknown domains a second", now)
-        self.breaker.begin(kind, now)
+        if not self.breaker.allows(kind, now):
+            return f"platform gives no verdict: {self.breaker.health.last_error}"
+        if self.in_flight[kind] >= MAX_IN_FLIGHT[kind]:
+            reason = f"{MAX_IN_FLIGHT[kind]} lookups at the platform in flight"
+            return self._log_refusal(reason, now)
+        if kind is LookupKind.UNKNOWN and not self.bucket.take(now):
+            return self._log_refusal(f"over {self.bucket.rate:g} unknown domains a second", now)
+        self.breaker.record_start(kind, now)
         return None
 
-    def confirmed(self, kind: Kind) -> None:
-        """Count a domain that turned out to be the platform's: only others use the rate up."""
-        if kind is Kind.UNKNOWN:
+    def refund(self, kind: LookupKind) -> None:
+        """Give the token of a confirmed domain back: the rate limit is for other domains."""
+        if kind is LookupKind.UNKNOWN:
             self.bucket.give_back()
 
-    def permit_refresh(self, now: float) -> bool:
-        """Whether a known-good domain may be asked about now; if so, count it as asked."""
-        if self.under_way[Kind.REFRESH] >= QUESTIONS[Kind.REFRESH]:
+    def reserve_refresh(self, now: float) -> bool:
+        """Reserve a refresh of a known-good domain; return False if there must be none now."""
+        if self.in_flight[LookupKind.REFRESH] >= MAX_IN_FLIGHT[LookupKind.REFRESH]:
             return False
-        if not self.breaker.permits(Kind.REFRESH, now):
+        if not self.breaker.allows(LookupKind.REFRESH, now):
             return False
-        self.breaker.begin(Kind.REFRESH, now)
+        self.breaker.record_start(LookupKind.REFRESH, now)
         return True
 
-    def _report(self, reason: str, now: float) -> str:
-        """Log that domains are deferred to spare the platform, not every time."""
+    def _log_refusal(self, reason: str, now: float) -> str:
+        """Log that lookups are refused, but not each one."""
         self._refused += 1
-        if self._reported is None or now - self._reported >= REPORT_SECONDS:
+        if self._last_logged is None or now - self._last_logged >= LOG_INTERVAL_SECONDS:
             logger.warning(
-                "unknown domains are deferred to spare the platform, %d since the last such line"
+                "unknown domains are deferred to protect the platform, %d since the last such line"
                 " (%s)",
                 self._refused,
                 reason,
             )
-            self._reported = now
+            self._last_logged = now
             self._refused = 0
         return reason

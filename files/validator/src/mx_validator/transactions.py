@@ -1,36 +1,37 @@
-"""Recipients of one transaction that differ in case only.
+"""The allowed recipients of each transaction, of which no two may differ in case only.
 
-cleanup(8) takes the second of them for a repetition of the first and drops it, though both got 250:
-been_here.c folds case (BH_FLAG_FOLD), and no parameter changes that.
+cleanup(8) takes the second of two such recipients for a duplicate of the first and drops it, though
+both got 250: been_here.c folds case (BH_FLAG_FOLD), and no parameter changes that.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-# Remembered, of all transactions: 6 MB, or 80 MB if all are as long as Postfix takes them. At 1,000
-# messages a second that is the last 20 s; who takes longer for a transaction has to come back.
+# In all transactions together: 6 MB, or 80 MB if all are as long as Postfix takes them. At 1,000
+# messages a second this is the last 20 s; a transaction that takes longer gets a 452.
 MAX_RECIPIENTS = 20_000
 
 
 class Transactions:
-    """The recipients that were allowed, by transaction; forgets the oldest transactions."""
+    """The allowed recipients, by transaction; the oldest transactions are evicted."""
 
     def __init__(self, max_recipients: int = MAX_RECIPIENTS) -> None:
         self._max_recipients = max_recipients
         self._count = 0
-        # Nearly all have one recipient, as it is; of more, by its folded form each.
+        # Nearly all transactions have one recipient, stored as it is; of more, each is stored by
+        # its folded form.
         self._allowed: OrderedDict[bytes, str | dict[str, str]] = OrderedDict()
 
     def admit(self, instance: bytes, begun: bool, recipient: str) -> bool:
-        """Whether a recipient may join its transaction: none there differs from it in case only.
+        """Add a recipient; return False if another of the transaction differs in case only.
 
         Args:
-            instance: What Postfix calls the transaction; empty if it does not say, and then every
-                recipient may join.
-            begun: Whether the transaction has recipients. If they are not remembered, being from
-                before a restart, no other may join.
-            recipient: The address; an equal one is the same recipient, who may join again.
+            instance: Postfix's name for the transaction; empty if it gives none, and then every
+                recipient is admitted.
+            begun: Whether the transaction has recipients. If they are not known, because they are
+                from before a restart, no other is admitted.
+            recipient: The address; an equal one is the same recipient, and is admitted again.
         """
         if not instance:
             return True
@@ -48,8 +49,8 @@ class Transactions:
             allowed[folded] = recipient
         self._count += 1
         if self._count > self._max_recipients:
-            _, forgotten = self._allowed.popitem(last=False)
-            self._count -= 1 if isinstance(forgotten, str) else len(forgotten)
+            _, evicted = self._allowed.popitem(last=False)
+            self._count -= 1 if isinstance(evicted, str) else len(evicted)
         return True
 
 
