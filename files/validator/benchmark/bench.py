@@ -199,10 +199,10 @@ def validator(directory: Path, domains: int) -> Iterator[RunningServer]:
     config = directory / "mx-validator.conf"
     config.write_text(
         # No lookup is needed: all domains are known good.
-        "[platform]\nurl = http://127.0.0.1:9/\n"
-        f"api_key_file = {directory}/key\n"
-        "rate_per_second = 20\nburst = 200\n"
-        "[memory]\nallow_ttl_seconds = 86400\ndeny_ttl_seconds = 60\ndeny_grace_seconds = 900\n"
+        "[platform]\noempro_url = http://127.0.0.1:9/\n"
+        f"oempro_admin_api_key_file = {directory}/key\n"
+        "api_rate_per_second = 20\napi_burst = 200\n"
+        "[cache]\nallow_ttl_seconds = 86400\ndeny_ttl_seconds = 60\ndeny_grace_seconds = 900\n"
         f"[known_good]\nfile = {directory}/known-good.sqlite\ndays = 7\n"
         f"[server]\nsocket = {directory}/policy\n"
         f"[metrics]\naddress = 127.0.0.1\nport = {free_port()}\n"

@@ -108,12 +108,12 @@ class DaemonProcess:
     def configure(self, level: str = "debug", **changes: object) -> None:
         values: dict[str, dict[str, object]] = {
             "platform": {
-                "url": self.url,
-                "api_key_file": self.key,
-                "rate_per_second": 100,
-                "burst": 1000,
+                "oempro_url": self.url,
+                "oempro_admin_api_key_file": self.key,
+                "api_rate_per_second": 100,
+                "api_burst": 1000,
             },
-            "memory": {
+            "cache": {
                 "allow_ttl_seconds": 300,
                 "deny_ttl_seconds": 60,
                 "deny_grace_seconds": 900,

@@ -58,7 +58,7 @@ def test_check_when_nobody_is_there(daemon: DaemonProcess) -> None:
 
 def test_check_says_where_an_answer_comes_from(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
-    daemon.configure(allow_ttl_seconds=0, rate_per_second=1, burst=1)
+    daemon.configure(allow_ttl_seconds=0, api_rate_per_second=1, api_burst=1)
     daemon.start()
     assert daemon.ask("joe@yes.example") == OK
     stub.client.listen(wanted=False)
@@ -73,7 +73,7 @@ def test_check_says_where_an_answer_comes_from(daemon: DaemonProcess, stub: Stub
         while not stop.is_set():
             daemon.ask("joe@made-up.example")
 
-    daemon.configure(deny_ttl_seconds=0, rate_per_second=1, burst=1)
+    daemon.configure(deny_ttl_seconds=0, api_rate_per_second=1, api_burst=1)
     daemon.signal(signal.SIGHUP)
     refused = "DEFER (over 1 unknown domains a second; not asked now)"
     thread = threading.Thread(target=flood)

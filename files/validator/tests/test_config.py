@@ -8,13 +8,13 @@ from mx_validator.config import Config, ConfigError, read_api_key, read_config
 
 GOOD = """
 [platform]
-url = http://platform.example:8080/oempro/
-api_key_file = /etc/mx-validator/api-key
+oempro_url = http://platform.example:8080/oempro/
+oempro_admin_api_key_file = /etc/mx-validator/api-key
 ca_file = /etc/ca.pem
-rate_per_second = 20
-burst = 200
+api_rate_per_second = 20
+api_burst = 200
 
-[memory]
+[cache]
 allow_ttl_seconds = 300
 deny_ttl_seconds = 0
 deny_grace_seconds = 900
@@ -43,11 +43,11 @@ def read(directory: Path, text: str) -> Config:
 
 def test_everything_given(tmp_path: Path) -> None:
     assert read(tmp_path, GOOD) == Config(
-        url="http://platform.example:8080/oempro/",
-        api_key_file=Path("/etc/mx-validator/api-key"),
+        oempro_url="http://platform.example:8080/oempro/",
+        oempro_admin_api_key_file=Path("/etc/mx-validator/api-key"),
         ca_file=Path("/etc/ca.pem"),
-        rate_per_second=20,
-        burst=200,
+        api_rate_per_second=20,
+        api_burst=200,
         allow_ttl_seconds=300,
         deny_ttl_seconds=0,
         deny_grace_seconds=900,
@@ -77,30 +77,34 @@ def test_defaults(tmp_path: Path) -> None:
 )
 def test_urls(url: str, tmp_path: Path) -> None:
     text = GOOD.replace("http://platform.example:8080/oempro/", url)
-    assert read(tmp_path, text).url == url
+    assert read(tmp_path, text).oempro_url == url
 
 
-URL = "url = http://platform.example:8080/oempro/"
+URL = "oempro_url = http://platform.example:8080/oempro/"
 MISTAKES = {
     "unknown section": ("[log]", "[logging]", "[logging] is not known: there are platform, "),
     "section for all": ("[log]", "[DEFAULT]", "[DEFAULT] is not known"),
     "unknown key": ("level =", "levl =", "[log] levl is not known: there are level"),
-    "key missing": ("deny_ttl_seconds = 0", "", "[memory] deny_ttl_seconds is missing: add"),
+    "key missing": ("deny_ttl_seconds = 0", "", "[cache] deny_ttl_seconds is missing: add"),
     "section missing": ("[server]\nsocket = /run/policy", "", "[server] socket is missing"),
     "key twice": ("level = debug", "level = info\nlevel = info", "line 27 gives 'level' a second"),
-    "section twice": ("[log]", "[memory]", "line 25 gives 'memory' a second time"),
+    "section twice": ("[log]", "[cache]", "line 25 gives 'cache' a second time"),
     "no section": ("[platform]", "", "line 3 is neither '[section]' nor 'key = value'"),
     "no value": ("level = debug", "s3cret", "line 26 is neither '[section]' nor 'key = value'"),
-    "ttl not a number": ("= 300", "= 5m", "[memory] allow_ttl_seconds is '5m': give a whole num"),
+    "ttl not a number": ("= 300", "= 5m", "[cache] allow_ttl_seconds is '5m': give a whole num"),
     "ttl negative": ("= 300", "= -1", "allow_ttl_seconds is '-1'"),
     "ttl with a fraction": ("= 300", "= 1.5", "allow_ttl_seconds is '1.5'"),
     "ttl over a day": ("= 300", "= 86401", "seconds, 0 to 86400"),
     "ttl absurd": ("= 300", "= " + "9" * 5000, "0 to 86400"),
     "ttl in other digits": ("= 300", "= ٣٠٠", "0 to 86400"),
     "ttl empty": ("= 300", "=", "allow_ttl_seconds is ''"),
-    "grace over a day": ("= 900", "= 86401", "[memory] deny_grace_seconds is '86401'"),
-    "no rate": ("rate_per_second = 20", "rate_per_second = 0", "a whole number, 1 to 10000"),
-    "no burst": ("= 200", "= 0", "[platform] burst is '0': give a whole number, 1 to 1000000"),
+    "grace over a day": ("= 900", "= 86401", "[cache] deny_grace_seconds is '86401'"),
+    "no rate": (
+        "api_rate_per_second = 20",
+        "api_rate_per_second = 0",
+        "a whole number, 1 to 10000",
+    ),
+    "no burst": ("= 200", "= 0", "[platform] api_burst is '0': give a whole number, 1 to 1000000"),
     "days": ("days = 7", "days = 366", "days is '366': give a whole number of days, 0 to 365"),
     "port": ("= 9854", "= 65536", "[metrics] port is '65536': give a whole number, 1 to 65535"),
     "no port": ("= 9854", "= 0", "[metrics] port is '0'"),
@@ -110,23 +114,35 @@ MISTAKES = {
     "relative path": ("= /run/policy", "= policy", "[server] socket is 'policy': give an absolute"),
     "path of two lines": ("/etc/ca.pem", "/etc/ca\n .pem", "ca_file is '/etc/ca\\n.pem'"),
     "socket too long": ("/run/policy", "/run/" + "p" * 96, "shorten it to 100 bytes"),
-    "url without a slash": (URL, "url = http://x", "[platform] url is 'http://x': give http(s)"),
-    "url without a slash after its path": (URL, "url = http://x/y", "a slash at the end"),
-    "other scheme": (URL, "url = ftp://x/", "[platform] url is 'ftp://x/'"),
-    "no scheme": (URL, "url = platform.example/", "[platform] url is"),
-    "no host": (URL, "url = http:///", "[platform] url is"),
-    "port only": (URL, "url = http://:80/", "[platform] url is"),
-    "port too large": (URL, "url = http://x:65536/", "[platform] url is"),
-    "port 0": (URL, "url = http://x:0/", "[platform] url is"),
-    "port is a word": (URL, "url = http://x:http/", "[platform] url is"),
-    "broken address": (URL, "url = http://[::1/", "[platform] url is"),
-    "query": (URL, "url = http://x/?a=b", "[platform] url is"),
-    "fragment": (URL, "url = http://x/#/", "[platform] url is"),
-    "blank in the url": (URL, "url = http://x /", "[platform] url is"),
-    "url of two lines": (URL, "url = http://x/\n y/", "[platform] url is"),
-    "8-bit url": (URL, "url = http://bücher.example/", "[platform] url is"),
-    "password": (URL, "url = http://me:s3cret@x/", "[platform] url is '(hidden)': remove the"),
-    "user": (URL, "url = http://s3cret@x/", "[platform] url is '(hidden)': remove the part"),
+    "url without a slash": (
+        URL,
+        "oempro_url = http://x",
+        "[platform] oempro_url is 'http://x': give http(s)",
+    ),
+    "url without a slash after its path": (URL, "oempro_url = http://x/y", "a slash at the end"),
+    "other scheme": (URL, "oempro_url = ftp://x/", "[platform] oempro_url is 'ftp://x/'"),
+    "no scheme": (URL, "oempro_url = platform.example/", "[platform] oempro_url is"),
+    "no host": (URL, "oempro_url = http:///", "[platform] oempro_url is"),
+    "port only": (URL, "oempro_url = http://:80/", "[platform] oempro_url is"),
+    "port too large": (URL, "oempro_url = http://x:65536/", "[platform] oempro_url is"),
+    "port 0": (URL, "oempro_url = http://x:0/", "[platform] oempro_url is"),
+    "port is a word": (URL, "oempro_url = http://x:http/", "[platform] oempro_url is"),
+    "broken address": (URL, "oempro_url = http://[::1/", "[platform] oempro_url is"),
+    "query": (URL, "oempro_url = http://x/?a=b", "[platform] oempro_url is"),
+    "fragment": (URL, "oempro_url = http://x/#/", "[platform] oempro_url is"),
+    "blank in the url": (URL, "oempro_url = http://x /", "[platform] oempro_url is"),
+    "url of two lines": (URL, "oempro_url = http://x/\n y/", "[platform] oempro_url is"),
+    "8-bit url": (URL, "oempro_url = http://bücher.example/", "[platform] oempro_url is"),
+    "password": (
+        URL,
+        "oempro_url = http://me:s3cret@x/",
+        "[platform] oempro_url is '(hidden)': remove the",
+    ),
+    "user": (
+        URL,
+        "oempro_url = http://s3cret@x/",
+        "[platform] oempro_url is '(hidden)': remove the part",
+    ),
 }
 
 
@@ -142,6 +158,34 @@ def test_mistakes_are_named_with_place_value_and_way_out(name: str, tmp_path: Pa
     assert "\n" not in str(caught.value)
 
 
+OLD_NAMES = {
+    "url": (
+        URL,
+        "url = http://x/",
+        "[platform] url is not known: there are api_burst, api_rate_per",
+    ),
+    "key": (
+        "oempro_admin_api_key_file =",
+        "api_key_file =",
+        "[platform] api_key_file is not known",
+    ),
+    "rate": ("api_rate_per_second", "rate_per_second", "[platform] rate_per_second is not known"),
+    "burst": ("api_burst", "burst", "[platform] burst is not known: there are api_burst,"),
+    "memory": ("[cache]", "[memory]", "[memory] is not known: there are platform, cache, known"),
+}
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_a_file_of_an_earlier_version_is_refused_with_the_new_names(
+    name: str, tmp_path: Path
+) -> None:
+    old, new, message = OLD_NAMES[name]
+    assert old in GOOD
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, GOOD.replace(old, new, 1))
+    assert message in str(caught.value)
+
+
 def test_percent_signs_are_ordinary(tmp_path: Path) -> None:
     assert read(tmp_path, GOOD.replace("/run/policy", "/run/%(x)s")).socket == Path("/run/%(x)s")
 
@@ -153,7 +197,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_not_text(tmp_path: Path) -> None:
     path = tmp_path / "conf"
-    path.write_bytes(b"[platform]\nurl = \xff")
+    path.write_bytes(b"[platform]\noempro_url = \xff")
     with pytest.raises(ConfigError, match="is not UTF-8"):
         read_config(path)
 
@@ -211,7 +255,7 @@ def test_no_api_key_file(tmp_path: Path) -> None:
         ("days = 7", "days = 365", "known_good_days", 365),
         ("= 127.0.0.1", "= 0:0::1", "metrics_address", "::1"),
         ("= 9854", "= 65535", "metrics_port", 65535),
-        ("= 200", "= 1", "burst", 1),
+        ("= 200", "= 1", "api_burst", 1),
     ],
 )
 def test_limits_of_what_is_usable(

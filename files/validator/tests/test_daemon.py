@@ -217,9 +217,14 @@ def test_sighup_brings_new_ttls_and_the_log_level(daemon: DaemonProcess, stub: S
 def test_sighup_with_a_mistake_changes_nothing(daemon: DaemonProcess, stub: Stub) -> None:
     stub.client.answer("yes.example", "allow")
     daemon.start()
-    daemon.configure(url="nonsense")
+    daemon.configure(oempro_url="nonsense")
     reload(daemon, "ERROR not reloaded, everything stays as it was: ")
-    assert "[platform] url is 'nonsense'" in daemon.log
+    assert "[platform] oempro_url is 'nonsense'" in daemon.log
+    daemon.configure()
+    # A file of another version, which the playbook may write before it restarts the daemon.
+    daemon.config.write_text(daemon.config.read_text().replace("oempro_url", "url"))
+    reload(daemon, "ERROR not reloaded, everything stays as it was: ")
+    assert "[platform] url is not known" in daemon.log
     daemon.configure()
     daemon.key.unlink()
     reload(daemon, "ERROR not reloaded, everything stays as it was: ")
@@ -369,7 +374,7 @@ def test_a_daemon_that_begins_defers_no_domain_of_the_platform(
     list_mode: str, daemon: DaemonProcess, stub: Stub
 ) -> None:
     platform_of(stub, list_mode)
-    daemon.configure(rate_per_second=20, burst=200)  # the role's defaults
+    daemon.configure(api_rate_per_second=20, api_burst=200)  # the role's defaults
     daemon.start()
     assert first_mails(daemon, "ours.example") == {OK: FIRST_MAILS}
     assert len(stub.client.list_requests()) == 1
@@ -378,7 +383,7 @@ def test_a_daemon_that_begins_defers_no_domain_of_the_platform(
 
 def test_domains_on_the_list_are_let_in_through_a_flood(daemon: DaemonProcess, stub: Stub) -> None:
     platform_of(stub, "allow")
-    daemon.configure(rate_per_second=1, burst=1)
+    daemon.configure(api_rate_per_second=1, api_burst=1)
     daemon.start()
     eventually(lambda: "INFO 600 domains on the platform's list" in daemon.log)
     replies = first_mails(daemon, "ours.example", "made-up.example", "made-up.example")

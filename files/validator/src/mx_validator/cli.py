@@ -230,7 +230,7 @@ def _exchange(socket_path: Path, request: bytes) -> bytes:
 def _check_config(path: Path) -> int:
     config = read_config(path)
     try:
-        read_api_key(config.api_key_file)
+        read_api_key(config.oempro_admin_api_key_file)
     except ConfigError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise

@@ -1,4 +1,9 @@
-"""The configuration file and the API key: both are checked completely before they are used."""
+"""The configuration file and the API key: both are checked completely before they are used.
+
+Each value has one name: the role's variable `validator_oempro_url` is the key `oempro_url` in the
+file and the field `oempro_url` here. In the sections `[known_good]`, `[metrics]` and `[log]` the
+section is part of the name: `validator_known_good_days` is `days` there.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +28,12 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _REQUIRED = {
     "platform": {
-        "url",
-        "api_key_file",
-        "rate_per_second",
-        "burst",
+        "oempro_url",
+        "oempro_admin_api_key_file",
+        "api_rate_per_second",
+        "api_burst",
     },
-    "memory": {"allow_ttl_seconds", "deny_ttl_seconds", "deny_grace_seconds"},
+    "cache": {"allow_ttl_seconds", "deny_ttl_seconds", "deny_grace_seconds"},
     "known_good": {"file", "days"},
     "server": {"socket"},
     "metrics": {"address", "port"},
@@ -45,11 +50,11 @@ class ConfigError(Exception):
 class Config:
     """The checked content of the configuration file."""
 
-    url: str  # ends with a slash
-    api_key_file: Path
+    oempro_url: str  # ends with a slash
+    oempro_admin_api_key_file: Path
     ca_file: Path
-    rate_per_second: int
-    burst: int
+    api_rate_per_second: int
+    api_burst: int
     allow_ttl_seconds: int
     deny_ttl_seconds: int
     deny_grace_seconds: int
@@ -69,14 +74,16 @@ def read_config(path: Path) -> Config:
     """
     values = _Values(path, _parse(path))
     config = Config(
-        url=values.url("platform", "url"),
-        api_key_file=values.path("platform", "api_key_file"),
+        oempro_url=values.url("platform", "oempro_url"),
+        oempro_admin_api_key_file=values.path("platform", "oempro_admin_api_key_file"),
         ca_file=values.path("platform", "ca_file", DEFAULT_CA_FILE),
-        rate_per_second=values.number("platform", "rate_per_second", 1, MAX_RATE_PER_SECOND),
-        burst=values.number("platform", "burst", 1, MAX_BURST),
-        allow_ttl_seconds=values.seconds("memory", "allow_ttl_seconds"),
-        deny_ttl_seconds=values.seconds("memory", "deny_ttl_seconds"),
-        deny_grace_seconds=values.seconds("memory", "deny_grace_seconds"),
+        api_rate_per_second=values.number(
+            "platform", "api_rate_per_second", 1, MAX_RATE_PER_SECOND
+        ),
+        api_burst=values.number("platform", "api_burst", 1, MAX_BURST),
+        allow_ttl_seconds=values.seconds("cache", "allow_ttl_seconds"),
+        deny_ttl_seconds=values.seconds("cache", "deny_ttl_seconds"),
+        deny_grace_seconds=values.seconds("cache", "deny_grace_seconds"),
         known_good_file=values.path("known_good", "file"),
         known_good_days=values.number("known_good", "days", 0, MAX_KNOWN_GOOD_DAYS, "days"),
         socket=values.socket("server", "socket"),
@@ -84,7 +91,7 @@ def read_config(path: Path) -> Config:
         metrics_port=values.number("metrics", "port", 1, 65535),
         log_level=values.choice("log", "level", LOG_LEVELS, DEFAULT_LOG_LEVEL),
     )
-    if config.url.lower().startswith("https:"):
+    if config.oempro_url.lower().startswith("https:"):
         values.check_certificates("platform", "ca_file", config.ca_file)
     return config
 

@@ -62,7 +62,7 @@ async def run(config_file: Path) -> None:
         try:
             await daemon.start()
             await daemon.server.start(listener.socket)
-            logger.info("listening on %s, asking %s", socket_path, daemon.config.url)
+            logger.info("listening on %s, asking %s", socket_path, daemon.config.oempro_url)
             await stop.wait()
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
@@ -93,8 +93,8 @@ class _Daemon:
         # A second file of the same form. If it is lost, unused domains are kept for longer.
         self._mail_store = SqliteStore(config.known_good_file.with_name(LAST_MAIL_FILE))
         self._throttle = Throttle(
-            TokenBucket(config.rate_per_second, config.burst, time.monotonic()),
-            CircuitBreaker(str(config.api_key_file)),
+            TokenBucket(config.api_rate_per_second, config.api_burst, time.monotonic()),
+            CircuitBreaker(str(config.oempro_admin_api_key_file)),
         )
         # The socket is in Postfix's queue directory, where a chrooted smtpd can reach it.
         self._queue_space = QueueSpace(config.socket.parent)
@@ -149,11 +149,11 @@ class _Daemon:
             old = getattr(self.config, name)
             if getattr(config, name) != old:
                 logger.warning("%s stays %s until a restart", name, old)
-        if config.url != self.config.url:
+        if config.oempro_url != self.config.oempro_url:
             self._decider.change_platform()
         self._decider.times = _cache_times(config)
-        self._throttle.bucket.configure(config.rate_per_second, config.burst)
-        self._throttle.breaker.reset(str(config.api_key_file))
+        self._throttle.bucket.configure(config.api_rate_per_second, config.api_burst)
+        self._throttle.breaker.reset(str(config.oempro_admin_api_key_file))
         self._client.set_endpoint(endpoint)
         log.set_level(config.log_level)
         self.config, old_config = config, self.config
@@ -161,7 +161,7 @@ class _Daemon:
             self._metrics_server.close()
             self._serve_metrics()
         self._request_list()
-        logger.info("reloaded, asking %s", config.url)
+        logger.info("reloaded, asking %s", config.oempro_url)
 
     def _request_list(self) -> None:
         """Request the platform's list while no domain is known good: many first mails follow."""
@@ -209,8 +209,8 @@ class _Daemon:
 
 def _read(config_file: Path) -> tuple[Config, Endpoint]:
     config = read_config(config_file)
-    api_key = read_api_key(config.api_key_file)
-    return config, Endpoint(config.url, api_key, config.ca_file)
+    api_key = read_api_key(config.oempro_admin_api_key_file)
+    return config, Endpoint(config.oempro_url, api_key, config.ca_file)
 
 
 def _host_bytes() -> int:

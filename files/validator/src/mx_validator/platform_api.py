@@ -171,8 +171,8 @@ class _Call(Generic[_Result]):
 class Endpoint:
     """The platform that is asked, and how."""
 
-    url: str  # ends with a slash
-    api_key: str
+    oempro_url: str  # ends with a slash
+    oempro_admin_api_key: str
     ca_file: Path
 
 
@@ -240,7 +240,7 @@ class PlatformClient:
             start = max(self._next_start, now)
             self._next_start = start + START_INTERVAL_SECONDS
             await asyncio.sleep(start - now)
-            url = self._endpoint.url
+            url = self._endpoint.oempro_url
             result = loop.run_in_executor(
                 self._threads[kind], self._run_in_thread, in_flight, self._session, url, call
             )
@@ -259,12 +259,12 @@ class PlatformClient:
         self,
         in_flight: _CallInFlight,
         session: requests.Session,
-        url: str,
+        oempro_url: str,
         call: _Call[_Result],
     ) -> _Result | Outcome:
         _current.call = in_flight
         try:
-            return self._send_with_retries(in_flight, session, url, call)
+            return self._send_with_retries(in_flight, session, oempro_url, call)
         except requests.exceptions.SSLError as error:
             reason = f"TLS to the platform failed: {_root_cause(error)}"
             return Outcome(Verdict.DEFER, reason, "tls")
@@ -283,7 +283,7 @@ class PlatformClient:
         self,
         in_flight: _CallInFlight,
         session: requests.Session,
-        url: str,
+        oempro_url: str,
         call: _Call[_Result],
     ) -> _Result | Outcome:
         # The platform may have closed idle connections that are still in the pool. Each try removes
@@ -291,7 +291,7 @@ class PlatformClient:
         for _ in range(CONNECTIONS):
             in_flight.on_new_connection = False
             try:
-                return self._send(session, url, call)
+                return self._send(session, oempro_url, call)
             except requests.ConnectionError as error:
                 if (
                     in_flight.aborted
@@ -299,12 +299,14 @@ class PlatformClient:
                     or not _closed_before_response(error)
                 ):
                     raise
-        return self._send(session, url, call)
+        return self._send(session, oempro_url, call)
 
-    def _send(self, session: requests.Session, url: str, call: _Call[_Result]) -> _Result | Outcome:
+    def _send(
+        self, session: requests.Session, oempro_url: str, call: _Call[_Result]
+    ) -> _Result | Outcome:
         with session.request(
             call.method,
-            url + call.path,
+            oempro_url + call.path,
             # A second line of defence: the deadline of the whole call comes first.
             timeout=(CONNECT_SECONDS, call.seconds + 1),
             allow_redirects=False,
@@ -334,7 +336,7 @@ def _session(endpoint: Endpoint) -> requests.Session:
         {
             "Accept": "application/json",
             "Accept-Encoding": "identity",
-            "Authorization": f"Bearer {endpoint.api_key}",
+            "Authorization": f"Bearer {endpoint.oempro_admin_api_key}",
             "User-Agent": "mx-validator",
         }
     )
