@@ -34,7 +34,7 @@ from support import free_port  # noqa: E402 - the same
 CONSTANT = "constant"  # the limit: constant_server.py
 SMALL, LARGE = 10_000, 1_000_000  # known-good domains
 CONNECTIONS = (1, 4, 100)
-REQUESTS = 100_000  # different ones, asked in random order
+REQUESTS = 100_000  # different ones, sent in random order
 SERVER_CORE, CLIENT_CORE = 0, 1
 START_SECONDS = 120.0
 
@@ -53,7 +53,7 @@ REQUEST = (
 
 
 def domain(number: int) -> str:
-    """A domain of the usual length, of which there are as many as wanted."""
+    """Return a domain of the usual length; each number gives another one."""
     return f"bounce.customer{number:07d}.example"
 
 
@@ -71,7 +71,7 @@ def requests(domains: int) -> list[bytes]:
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that runs."""
+    """A server and its process."""
 
     name: str
     socket: Path
@@ -85,7 +85,7 @@ class RunningServer:
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
     def memory_mb(self) -> float:
-        """Memory that it has for itself, in MB of a million bytes."""
+        """Its private memory, in MB of a million bytes."""
         lines = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()
         private = [int(line.split()[1]) for line in lines if line.startswith("Private_")]
         return sum(private) * 1024 / 1e6
@@ -95,7 +95,7 @@ class RunningServer:
 def started(
     name: str, path: Path, command: list[str], asked: list[bytes]
 ) -> Iterator[RunningServer]:
-    """Start a server, and wait for its first answer."""
+    """Start a server, and wait for its first reply."""
     began = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -140,7 +140,7 @@ class Sample:
 
 
 def measure(server: RunningServer, connections: int, seconds: float) -> Sample:
-    """Ask over so many connections, each with one request under way, as Postfix does."""
+    """Send requests over so many connections, one at a time on each, as Postfix does."""
     asked = server.requests
     times: list[int] = []
     sent = [0] * connections
@@ -215,7 +215,7 @@ def validator(directory: Path, domains: int) -> Iterator[RunningServer]:
 
 
 def main() -> int:
-    """Measure, print tables, and write the figures as JSON if wanted."""
+    """Measure, print tables, and write the figures as JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=1.0, help="of one sample (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="of all samples (%(default)s)")
@@ -272,7 +272,7 @@ def report(results: dict[tuple[int, str], Sample], servers: list[RunningServer])
 def figures(
     results: dict[tuple[int, str], Sample], servers: list[RunningServer]
 ) -> dict[str, object]:
-    """All of it, for JSON."""
+    """Return all figures, for JSON."""
     return {
         "lookups": [
             {"server": name, "connections": connections, **asdict(sample)}

@@ -1,4 +1,4 @@
-"""The limit: a plain asyncio server that answers every request with the same bytes, unread."""
+"""The limit: a plain asyncio server that answers every request with the same bytes, unparsed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ REPLY = b"action=OK\n\n"
 
 
 class Constant(asyncio.Protocol):
-    """One connection. Counts the ends of requests, and looks at nothing else."""
+    """One connection. It counts the ends of requests, and parses nothing else."""
 
     transport: asyncio.Transport
 

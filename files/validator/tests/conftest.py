@@ -18,8 +18,8 @@ from support import PATIENCE, eventually, free_port
 
 SOURCE = Path(__file__).parent.parent / "src"
 API_KEY = "Zm9vYmFy-the-key-0123456789"
-# A busy machine is no failure, nothing is left behind in the working directory, and the examples
-# are the same every time, so that a red run can be repeated.
+# No deadline, since the machine may be busy; no files in the working directory; and the same
+# examples in every run, so that a failure can be reproduced.
 settings.register_profile(
     "here",
     deadline=None,
@@ -31,7 +31,7 @@ settings.load_profile("here")
 
 
 class FakeClock:
-    """A clock that is moved by hand."""
+    """A clock that the test sets."""
 
     now = 1000.0
 
@@ -52,7 +52,7 @@ def _logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @dataclass
 class Stub:
-    """A running stub of the platform, and the client that tells it what to say."""
+    """A running stub of the platform, and the client that sets its answers."""
 
     url: str
     client: StubClient
@@ -190,7 +190,7 @@ class DaemonProcess:
 
 
 def read_reply(connection: socket.socket) -> bytes:
-    """One reply, or what came until the other side closed."""
+    """Return one reply, or what was sent before the connection was closed."""
     reply = b""
     while not reply.endswith(b"\n\n") and (data := connection.recv(4096)):
         reply += data

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-PATIENCE = 20.0  # seconds until a test gives up; nothing takes that long unless it is broken
+PATIENCE = 20.0  # seconds until a test fails; only a defect makes anything take so long
 POLL_SECONDS = 0.01
 
 

@@ -204,9 +204,7 @@ def test_due_is_what_is_old(known: KnownGoodCache) -> None:
 
 
 def test_due_is_what_is_denied(known: KnownGoodCache) -> None:
-    known.record_failed_refresh(
-        "a", 100
-    )  # neither confirmed nor denied: its next mail is soon enough
+    known.record_failed_refresh("a", 100)  # not due: its next mail causes a refresh
     known.record_denial("b", 100, 160, 60)
     assert known.due_denied(159) == []
     assert known.due_denied(160) == ["b"]

@@ -69,7 +69,7 @@ def test_check_says_where_an_answer_comes_from(daemon: DaemonProcess, stub: Stub
     stop = threading.Event()
 
     def flood() -> None:
-        """Ask all the time: a token may come back before the command has started."""
+        """Use up each token: the bucket may have one again when the command has started."""
         while not stop.is_set():
             daemon.ask("joe@made-up.example")
 
@@ -97,7 +97,7 @@ def test_domains(daemon: DaemonProcess, stub: Stub) -> None:
     lines = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ a\.example\n\S+ b\.example\n"
     eventually(lambda: re.fullmatch(lines, daemon.run("domains").stdout))
     read, write = os.pipe()
-    os.close(read)  # like `| head` that has seen enough
+    os.close(read)  # as `| head` does
     piped = subprocess.run(
         daemon.command("domains"),
         env={**daemon.environ, "PYTHONUNBUFFERED": ""},

@@ -62,7 +62,7 @@ def test_log_names_the_domain_and_never_the_local_part(daemon: DaemonProcess, st
         for local in ("j0hn.d0e", '"j0hn@d0e'):
             daemon.ask(f"{local}{domain}")
             daemon.ask(f"{local}{domain}")
-    daemon.stop()  # the log is written by a thread: now it is whole
+    daemon.stop()  # a thread writes the log: now it is complete
     assert ' INFO verdict=ALLOW domain=yes.example source=platform reason="' in daemon.log
     assert ' DEBUG verdict=ALLOW domain=yes.example source=memory reason="' in daemon.log
     assert " WARNING closing a connection: " in daemon.log
@@ -116,7 +116,7 @@ def test_end_waits_for_the_answer_under_way(
         assert idle.recv(1) == b""
         with daemon.connect() as late:
             stub.client.reset()
-            # The question may be asked again, if it was not the first on its connection.
+            # The client may retry the lookup, if it was not the first on its connection.
             assert read_reply(busy) in {RETRY, DUNNO}
             assert busy.recv(1) == b""
             with pytest.raises(ConnectionResetError):
@@ -132,7 +132,7 @@ def test_end_does_not_wait_for_a_silent_platform(daemon: DaemonProcess, stub: St
         connection.sendall(request_for("joe@slow.example"))
         eventually(lambda: stub.client.count() == 1)
         daemon.signal(signal.SIGTERM)
-        # No answer is a reason to ask the next copy.
+        # Without a reply, Postfix asks the next daemon.
         assert read_reply(connection) == b""
     assert daemon.wait() == 0
 
@@ -198,7 +198,7 @@ def test_sighup_brings_a_new_key_and_keeps_the_verdicts(daemon: DaemonProcess, s
     daemon.key.write_text(API_KEY)
     reload(daemon, "INFO reloaded")
     assert daemon.ask("joe@other.example") == DUNNO
-    daemon.stop()  # the log is written by a thread: now it is whole
+    daemon.stop()  # a thread writes the log: now it is complete
     assert daemon.log.count("API key refused (403): put") == 1
     assert f"ERROR API key refused (403): put the right one into {daemon.key}" in daemon.log
 
@@ -290,7 +290,7 @@ def test_known_good_outlives_the_process(
 
 
 def unused(place: Path) -> set[str]:
-    """The domains in a file of last mails."""
+    """Return the domains in a file of last mails."""
     with (
         contextlib.suppress(sqlite3.Error),
         contextlib.closing(sqlite3.connect(f"{place.as_uri()}?mode=ro", uri=True)) as connection,
@@ -336,12 +336,12 @@ def test_a_damaged_file_of_last_mails_is_begun_anew(daemon: DaemonProcess, stub:
     assert daemon.ask("joe@rare.example") == OK
 
 
-FIRST_MAILS = 600  # for as many domains of the platform
-CLIENTS = 8  # smtpd processes that ask at the same time
+FIRST_MAILS = 600  # each for another domain of the platform
+CLIENTS = 8  # concurrent smtpd processes
 
 
 def first_mails(daemon: DaemonProcess, *suffixes: str) -> Counter[bytes]:
-    """Ask about as many domains as fast as the answers come; with each suffix in turn."""
+    """Send requests as fast as the replies come, for each domain with each suffix in turn."""
     numbers = itertools.count()
     replies: Counter[bytes] = Counter()
 
@@ -401,7 +401,7 @@ def test_the_list_is_asked_for_while_nothing_is_known(daemon: DaemonProcess, stu
     stub.client.answer_list("allow")
     reload(daemon, "INFO reloaded")
     eventually(lambda: "INFO 1 domains on the platform's list" in daemon.log)
-    assert stub.client.count() == 1  # what is on the list waits for its first mail
+    assert stub.client.count() == 1  # no lookup of a listed domain before its first mail
     assert daemon.ask("joe@yes.example") == OK
     reload(daemon, "INFO reloaded")
     eventually(lambda: "yes.example" in daemon.run("domains").stdout)
@@ -412,7 +412,7 @@ def test_the_list_is_asked_for_while_nothing_is_known(daemon: DaemonProcess, stu
 
 
 def test_who_connects_while_it_loads_waits(daemon: DaemonProcess) -> None:
-    """Known-good domains are loaded before the first question is answered."""
+    """Known-good domains are loaded before the first reply."""
     slow = daemon.directory / "sitecustomize.py"
     slow.write_text(
         "import pathlib, time\n"

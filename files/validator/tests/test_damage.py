@@ -1,4 +1,4 @@
-"""What becomes of the file of known-good domains when it is damaged."""
+"""The file of known-good domains when it is damaged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from test_store import filled, on_disk
 
 DOMAINS = 1000
 NAMES = {f"{number:05}.example" for number in range(DOMAINS)}
-ROW_BYTES = 26  # at least, with its place in the list of a page
+ROW_BYTES = 26  # at least, including its cell pointer in the page
 SEEDS = range(150)
 
 
@@ -36,7 +36,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(file: Path) -> Iterator[Callable[[], tuple[SqliteStore, dict[str, float]]]]:
-    """A daemon's store: loads, runs, and is given what was loaded if it wants it."""
+    """Makes a store, loads it and starts its thread, as the daemon does."""
     made: list[SqliteStore] = []
 
     def make() -> tuple[SqliteStore, dict[str, float]]:
@@ -53,7 +53,7 @@ def start(file: Path) -> Iterator[Callable[[], tuple[SqliteStore, dict[str, floa
 
 
 def repaired(running: SqliteStore, found: dict[str, float]) -> None:
-    """Do what the service does every second until all is well."""
+    """Replace the file if needed, as the daemon does, until it is written; then stop the store."""
 
     def settled() -> bool:
         if running.needs_rewrite:
@@ -161,7 +161,7 @@ def test_a_file_without_checksums_gets_them(
 
 
 def spoil(file: Path, chance: random.Random) -> int:
-    """Damage a file somewhere. Return how many rows that may touch at most."""
+    """Damage a file somewhere. Return the number of rows that this may affect at most."""
     content = bytearray(file.read_bytes())
     kind = chance.choice(("bits", "bytes", "header", "sector", "page", "end"))
     touched = chance.randint(1, 8)
@@ -189,7 +189,7 @@ def spoil(file: Path, chance: random.Random) -> int:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_any_damage(file: Path, start: Start, seed: int) -> None:
-    """Nothing raises, nothing false is read, no more is lost than was hit, and it is mended."""
+    """No exception, no wrong row, no row lost that was not damaged, and a new file in the end."""
     touched = spoil(file, random.Random(seed))
     running, found = start()
     for domain, age in found.items():
@@ -208,7 +208,7 @@ def test_any_damage(file: Path, start: Start, seed: int) -> None:
 
 
 def test_any_byte_of_the_first_page(file: Path) -> None:
-    """It says what the tables and columns are called; SQLite quotes that in its messages."""
+    """It has the names of tables and columns, which SQLite quotes in its messages."""
     good = file.read_bytes()
     for place in (place for place in range(database.PAGE_BYTES) if good[place]):
         for other in (good[place] ^ 1, 0xBE):  # 0xBE alone is not UTF-8
@@ -258,7 +258,7 @@ def test_a_file_that_was_only_begun_is_no_damage(
 
 
 def write_to_log(file: Path) -> None:
-    """Leave a domain in the log beside the file, as a power cut does."""
+    """Leave a domain in the write-ahead log, as a power cut does."""
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(database.UPSERT, database.make_row("last.example", 5.0))
@@ -298,7 +298,7 @@ def test_a_flipped_bit_in_a_name(file: Path, start: Start, which: int) -> None:
 
 
 def test_rows_that_their_page_no_longer_counts(file: Path, start: Start) -> None:
-    """SQLite passes over them without a word."""
+    """SQLite skips them without an error."""
     content = bytearray(file.read_bytes())
     (page,) = {
         match.start() // 4096 * 4096
@@ -315,7 +315,7 @@ def test_rows_that_their_page_no_longer_counts(file: Path, start: Start) -> None
 
 
 def test_what_was_dropped_is_not_found_in_a_damaged_file(file: Path, start: Start) -> None:
-    # A place that is free again bears a mark, which does not reach a row with a long id's domain.
+    # SQLite marks free space in its first bytes; with a long id, that leaves the domain intact.
     change(file, "UPDATE known_good SET id = id + 1000000")
     running, _ = start()
     running.delete("00500.example")
@@ -357,7 +357,7 @@ def test_it_cannot_be_written_anew_at_first(
 
 
 def test_a_process_that_ends_while_the_files_are_exchanged(file: Path, start: Start) -> None:
-    """The new file is taken, and not with the log of the damaged one."""
+    """The new file is used, without the write-ahead log of the damaged one."""
     shutil.copy(file, f"{file}.new")
     write_to_log(file)
     file.unlink()
@@ -369,7 +369,7 @@ def test_a_process_that_ends_while_the_files_are_exchanged(file: Path, start: St
 def test_a_file_that_may_not_be_read(
     file: Path, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may be good: it stays where it is, and its owner is to be asked."""
+    """It may be intact: it is not replaced."""
     connect = sqlite3.connect
 
     def refuse(*_: object, **__: object) -> sqlite3.Connection:

@@ -89,29 +89,29 @@ class World:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew with what was kept."""
+        """Restart the daemon: a new decider loads what is stored."""
         stores = Stores(self.store, self.mail_store)
         self.decider = Decider(self.platform.ask, self.times, self.throttle, stores, self.clock)
         self.decider.load(self.store.ages(), dict(self.mail_store.ages()))
 
     async def ask(self, domain: str = "x.example") -> Answer:
-        """The answer that Postfix gets."""
+        """Return the answer to a request."""
         answer = self.decider.decide(domain)
         return answer if isinstance(answer, Answer) else await answer
 
     def at_once(self, domain: str = "x.example") -> Answer:
-        """The same, for an answer that must not wait for the platform."""
+        """Return the answer to a request, which must not need a lookup."""
         answer = self.decider.decide(domain)
         assert isinstance(answer, Answer)
         return answer
 
     async def settle(self) -> None:
-        """Let the questions under way come to their end."""
+        """Wait for the lookups in flight."""
         while questions := [*self.decider._lookups.values()]:
             await asyncio.wait(questions)
 
     async def known_good(self, age: float, domain: str = "x.example") -> None:
-        """Let the platform confirm a domain, and time pass."""
+        """Let the platform confirm a domain, and advance the clock."""
         outcome, self.platform.outcome = self.platform.outcome, YES
         await self.ask(domain)
         self.platform.outcome = outcome
@@ -258,7 +258,7 @@ async def test_what_was_kept_counts_from_the_start(world: World) -> None:
 
 
 async def deny_for(world: World, seconds: int, every: int) -> Answer:
-    """Let the platform deny for so long; return what Postfix hears last."""
+    """Let the platform deny the domain for so long; return the last answer."""
     world.platform.outcome = NO
     answer = world.at_once()
     await world.settle()
@@ -331,7 +331,7 @@ async def test_a_short_grace_has_its_denials_too(world: World) -> None:
 
 
 async def pass_seconds(world: World, seconds: int, domains: Sequence[str] = ()) -> None:
-    """Let time pass, with the daemon's beat and a mail for each of some domains every second."""
+    """Advance the clock, with a heartbeat and a mail for each of the domains every second."""
     for _ in range(seconds):
         for domain in domains:
             world.at_once(domain)
@@ -342,7 +342,7 @@ async def pass_seconds(world: World, seconds: int, domains: Sequence[str] = ()) 
 
 
 async def test_denials_with_an_outage_between_them_drop_nothing(world: World) -> None:
-    """Some accidents of the platform are not a quarter of an hour of denials."""
+    """A few wrong denials are not a quarter of an hour of denials."""
     domains = [f"{number}.example" for number in range(1000)]
     world.decider.load((domain, 301) for domain in domains)
     for _ in range(2):
@@ -353,11 +353,11 @@ async def test_denials_with_an_outage_between_them_drop_nothing(world: World) ->
     world.platform.outcome = NO
     await pass_seconds(world, 10, domains)
     assert len(world.decider.known_good) == 1000
-    assert world.store.domains == set()  # nothing was kept anew
+    assert world.store.domains == set()  # no domain was confirmed again
 
 
 async def test_denials_that_are_far_apart_never_count(world: World) -> None:
-    """Nobody asked in between, and nobody knows what the platform would have said."""
+    """What the platform would have said in between is not known."""
     await world.known_good(301)
     world.platform.outcome = NO
     for _ in range(20):
@@ -411,7 +411,7 @@ class SlowWorld(World):
 
 
 async def test_a_platform_that_denies_everything_is_believed_in_the_end(clock: FakeClock) -> None:
-    """It has a thousand questions to answer, four at a time, and needs a second for each."""
+    """There are a thousand lookups, four at a time, and each takes a second."""
     world = SlowWorld(clock)
     known_good = world.decider.known_good
     world.denied = {f"{number}.example" for number in range(1000)}
@@ -427,7 +427,7 @@ async def test_a_platform_that_denies_everything_is_believed_in_the_end(clock: F
 
 
 async def test_a_domain_that_was_given_up_does_not_wait_behind_others(clock: FakeClock) -> None:
-    """Mail for others, in need of a refresh, never leaves a question unused."""
+    """Mail for others always needs more refreshes than may be in flight."""
     world = SlowWorld(clock)
     others = [f"{number}.example" for number in range(3000)]
     world.decider.load((domain, 301) for domain in ["x.example", *others])
@@ -471,7 +471,7 @@ async def test_unused_domains_are_confirmed_before_they_expire(world: World) -> 
 
 
 async def pass_days(world: World, days: int, beats_a_day: int = 24) -> None:
-    """Let time pass without mail."""
+    """Advance the clock without mail."""
     for _ in range(days * beats_a_day):
         world.clock.now += DAY / beats_a_day
         world.decider.run_maintenance()
@@ -482,7 +482,7 @@ async def pass_days(world: World, days: int, beats_a_day: int = 24) -> None:
 async def test_a_domain_without_mail_for_weeks_is_known_no_longer(
     restart_days: int, world: World
 ) -> None:
-    """However often the daemon is restarted meanwhile."""
+    """The number of restarts does not matter."""
     await world.known_good(0)
     for day in range(35):
         if day <= 28:
@@ -490,11 +490,11 @@ async def test_a_domain_without_mail_for_weeks_is_known_no_longer(
         await pass_days(world, 1)
         if restart_days and day % restart_days == 0:
             world.restart()
-            await world.ask("other.example")  # a verdict: only then something is dropped
+            await world.ask("other.example")  # domains expire only after a verdict
     assert world.decider.known_good.confirmed_at("x.example") is None
     assert "x.example" not in world.store.domains | world.mail_store.domains
     world.platform.asked.clear()
-    assert await world.ask() == ALLOW  # it is simply asked about anew
+    assert await world.ask() == ALLOW  # an ordinary lookup
     assert ("x.example", LookupKind.UNKNOWN) in world.platform.asked
 
 
@@ -514,7 +514,7 @@ async def test_mail_for_a_domain_that_was_just_confirmed_by_itself_counts(world:
         world.decider.run_maintenance()
         await world.settle()
         world.clock.now += 100
-        assert given_as(world.at_once(), "memory", 100)  # asked about long after this mail only
+        assert given_as(world.at_once(), "memory", 100)  # the next refresh is long after this mail
         world.clock.now += 3.5 * DAY
     assert world.mail_store.moments["x.example"] > world.clock.now - 8 * DAY
     assert {kind for _, kind in world.platform.asked} == {LookupKind.REFRESH}
@@ -574,7 +574,7 @@ async def test_expired_domains_are_dropped_while_the_platform_gives_verdicts(
     world.decider.load((f"{number}.example", 7 * DAY + 1) for number in range(25))
     world.store.moments = {"0.example": 0, "24.example": 0}
     world.platform.free.clear()
-    world.decider.run_maintenance()  # nothing is known of the platform yet
+    world.decider.run_maintenance()  # there was no lookup yet
     assert len(world.decider.known_good) == 25
     world.throttle.breaker.record_failure("away", False, world.clock())
     world.decider.run_maintenance()
@@ -736,7 +736,7 @@ async def test_after_the_deadline_the_answer_is_defer_and_the_verdict_still_kept
     late = Answer(Verdict.DEFER, "no answer within 0.01 s", "deadline")
     assert await world.ask() == late
     assert 'verdict=DEFER domain=x.example source=deadline reason="no answer' in caplog.text
-    # Who comes now waits for the same question.
+    # A request at this time waits for the same lookup.
     assert await world.ask() == late
     world.platform.free.set()
     await world.settle()
@@ -900,8 +900,8 @@ async def test_refreshes_are_logged_if_something_may_change(
 # -- whatever happens ---------------------------------------------------------
 
 
-class Promise:
-    """What the documentation says about a domain that the platform confirmed.
+class Rules:
+    """The documented rules for a domain that the platform confirmed.
 
     It is good for seven days after the last yes. A no counts when the platform has said it at least
     five times in a row, the first time at least a quarter of an hour ago, and never more than three
@@ -918,8 +918,8 @@ class Promise:
     def is_good(self, domain: str) -> bool:
         return self._clock() - self.confirmed.get(domain, float("-inf")) < 7 * DAY
 
-    def hear(self, domain: str, outcome: Outcome) -> None:
-        """Take in what the platform says."""
+    def record(self, domain: str, outcome: Outcome) -> None:
+        """Record an outcome."""
         now = self._clock()
         if outcome is YES:
             self.confirmed[domain] = now
@@ -944,8 +944,8 @@ class WallClock:
         return self._clock() + self.ahead
 
 
-class Life(World):
-    """A world in which everything can happen, and the promise that has to be kept in it."""
+class RandomWorld(World):
+    """A world in which anything can happen, and the rules that must hold in it."""
 
     domains = ("x.example", "y.example", "z.example")
 
@@ -953,7 +953,7 @@ class Life(World):
         super().__init__(FakeClock(), times=times)
         self.wall = WallClock(self.clock)
         self.store, self.mail_store = FakeStore(self.wall), FakeStore(self.wall)
-        self.promise = Promise(self.clock, int(times.deny_grace), max_gap)
+        self.rules = Rules(self.clock, int(times.deny_grace), max_gap)
         self.flapping = False
         self._asked = 0
         self.restart()
@@ -965,13 +965,13 @@ class Life(World):
 
     async def _answer(self, domain: str, _: LookupKind) -> Outcome:
         self._asked += 1
-        # An answer now and then, just enough for the breaker to let more questions pass.
+        # A verdict from time to time, so that the circuit breaker allows more lookups.
         outcome = AWAY if self.flapping and self._asked % 4 else self.platform.outcome
-        self.promise.hear(domain, outcome)
+        self.rules.record(domain, outcome)
         return outcome
 
     async def pass_time(self, seconds: int, mailed: str | None) -> None:
-        """Let time pass, with a beat of the daemon now and then, and mail or none."""
+        """Advance the clock, with heartbeats, and mail for a domain or none."""
         beat = 1 if seconds < 20 else max(20, seconds // 50)
         for _ in range(0, seconds, beat):
             self.clock.now += beat
@@ -982,39 +982,39 @@ class Life(World):
             self.check()
 
     async def mail(self, domain: str) -> None:
-        good = self.promise.is_good(domain)
+        good = self.rules.is_good(domain)
         answer = await self.ask(domain)
         if good:
             assert answer.verdict is Verdict.ALLOW
         if answer.verdict is Verdict.ALLOW:
-            assert domain in self.promise.confirmed
+            assert domain in self.rules.confirmed
         await self.settle()
 
     def check(self) -> None:
-        """See that exactly those are good that should be."""
+        """Check that exactly those domains are known good that should be."""
         for domain in self.domains:
             confirmed = self.decider.known_good.confirmed_at(domain)
             good = confirmed is not None and self.clock() - confirmed < 7 * DAY
-            assert good is self.promise.is_good(domain), domain
+            assert good is self.rules.is_good(domain), domain
 
-    def begin_anew(self) -> None:
-        """Restart the daemon, which knows of the past what the clock on the wall says."""
-        self.promise.rows.clear()
-        for domain in [*self.promise.confirmed]:
+    def restart_daemon(self) -> None:
+        """Restart the daemon, which computes ages by the wall clock."""
+        self.rules.rows.clear()
+        for domain in [*self.rules.confirmed]:
             moment = self.store.moments.get(domain)
             if moment is None:
-                assert not self.promise.is_good(domain)
-                del self.promise.confirmed[domain]
+                assert not self.rules.is_good(domain)
+                del self.rules.confirmed[domain]
             else:
                 age = max(0, self.wall() - moment)
-                self.promise.confirmed[domain] = self.clock() - age
+                self.rules.confirmed[domain] = self.clock() - age
         self.restart()
 
     def set_clock(self, seconds: int) -> None:
         self.wall.ahead += seconds
 
     def change_platform(self) -> None:
-        self.promise.rows.clear()
+        self.rules.rows.clear()
         self.decider.change_platform()
 
 
@@ -1023,7 +1023,7 @@ STEPS = st.lists(
         st.sampled_from([NO, NO, NO, YES, AWAY, REFUSED]),
         st.sampled_from([False, False, True]),  # whether it answers only now and then
         st.sampled_from([1, 30, 61, 170, 190, 301, 700, 700, 800, 1000, 4 * DAY, 8 * DAY]),
-        st.sampled_from([*Life.domains, None]),  # gets mail meanwhile
+        st.sampled_from([*RandomWorld.domains, None]),  # gets mail meanwhile
         st.sampled_from([None, None, None, "restart", "forward", "back", "platform"]),
     ),
     max_size=15,
@@ -1035,28 +1035,30 @@ Step = tuple[Outcome, bool, int, str | None, str | None]
 
 @pytest.mark.parametrize(
     ("times", "max_gap"),
-    # A fifth of the grace is less than the TTL of the second: it is asked about every 12 s.
+    # Of the second, a fifth of the grace period is less than the TTL: a lookup every 12 s.
     [(TIMES, 180), (replace(TIMES, deny_ttl=20, deny_grace=60), 36)],
 )
 @settings(max_examples=300)
 @given(steps=STEPS)
-def test_the_promise(steps: list[Step], times: CacheTimes, max_gap: int) -> None:
-    """Through outages, answers now and then, restarts and clocks that are set."""
-    asyncio.run(keep_the_promise(Life(times, max_gap), steps))
+def test_the_rules_for_known_good_domains(
+    steps: list[Step], times: CacheTimes, max_gap: int
+) -> None:
+    """The rules hold through outages, rare answers, restarts and changes of the wall clock."""
+    asyncio.run(follow_the_rules(RandomWorld(times, max_gap), steps))
 
 
-async def keep_the_promise(life: Life, steps: list[Step]) -> None:
+async def follow_the_rules(world: RandomWorld, steps: list[Step]) -> None:
     events: dict[str | None, Callable[[], None]] = {
         None: lambda: None,
-        "restart": life.begin_anew,
-        "forward": lambda: life.set_clock(3 * DAY),
-        "back": lambda: life.set_clock(-3 * DAY),
-        "platform": life.change_platform,
+        "restart": world.restart_daemon,
+        "forward": lambda: world.set_clock(3 * DAY),
+        "back": lambda: world.set_clock(-3 * DAY),
+        "platform": world.change_platform,
     }
-    for domain in life.domains[:2]:
-        await life.mail(domain)
+    for domain in world.domains[:2]:
+        await world.mail(domain)
     for outcome, flapping, seconds, mailed, event in steps:
-        life.platform.outcome, life.flapping = outcome, flapping
+        world.platform.outcome, world.flapping = outcome, flapping
         events[event]()
-        life.check()
-        await life.pass_time(seconds, mailed)
+        world.check()
+        await world.pass_time(seconds, mailed)

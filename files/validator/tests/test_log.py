@@ -72,7 +72,7 @@ def test_set_up(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Stuck(logging.Handler):
-    """A handler that writes nothing until it is let go."""
+    """A handler that writes nothing before `free` is set."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -31,11 +31,11 @@ from support import PATIENCE, eventually_async
 AT_ONCE = THREADS[LookupKind.UNKNOWN]
 ALLOW = Outcome(Verdict.ALLOW, "platform says yes", "allow")
 DENY = Outcome(Verdict.DENY, "platform says no", "deny")
-SHORT = 0.5  # seconds a question may take where it is meant to fail by that
+SHORT = 0.5  # the deadline in seconds of lookups that are to exceed it
 
 
 class UnknownDomainClient(PlatformClient):
-    """A client that asks about unknown domains unless it is told otherwise."""
+    """A client whose lookups are of unknown domains by default."""
 
     async def check_domain(self, domain: str, kind: LookupKind = LookupKind.UNKNOWN) -> Outcome:
         return await super().check_domain(domain, kind)
@@ -116,7 +116,7 @@ async def test_every_kind_of_no_list(mode: str, stub: Stub, client: Client) -> N
     result = await client(stub.url).list_domains()
     assert isinstance(result, Outcome)
     assert result.verdict is Verdict.DEFER
-    [_] = stub.client.list_requests()  # it does not follow a redirect, and does not ask again
+    [_] = stub.client.list_requests()  # no redirect is followed, and there is no second request
 
 
 @pytest.mark.parametrize("mode", ["hang", "drip_header", "drip_body"])
@@ -167,7 +167,7 @@ async def test_question_that_waited_too_long_for_a_thread(
     stub.client.answer("x.example", "allow")
     assert await tested.check_domain("x.example") == ALLOW
     await first
-    # The others were dropped when their time was up, not worked off one by one.
+    # The others were cancelled at their deadline.
     assert started == ["first.example", "x.example"]
 
 
@@ -288,7 +288,7 @@ async def test_new_target_at_the_moment_when_a_question_takes_its_connection(
 
 
 class Script:
-    """A server that takes one connection after the other, and closes each at the end of its list.
+    """A server that accepts one connection after the other, and closes each after its responses.
 
     The list has the pieces of an answer for each request; None closes where one was due.
     """
@@ -592,7 +592,7 @@ async def test_tls_no_answer_in_time(
     tls_stub.client.answer("slow.example", mode, interval_ms=100)
     tls_stub.client.answer("x.example", "allow")
     tested = client(tls_stub.url, ca_file=certificates / "ca.pem")
-    # The first question is on a new connection, the second on one that was used before.
+    # The first lookup is on a new connection, the second on the same one.
     assert await tested.check_domain("x.example") == ALLOW
     tested._lookup_seconds = SHORT
     assert await tested.check_domain("slow.example") == deferred(
@@ -658,7 +658,7 @@ async def test_handshake_that_never_comes(certificates: Path, client: Client) ->
         connection, _ = silent.accept()
         with connection:
             connection.settimeout(PATIENCE)
-            # The handshake's first message, and then the end: nobody waits there any more.
+            # The handshake's first message, and then the end: the thread does not wait any more.
             while connection.recv(65536):
                 pass
 

@@ -237,7 +237,7 @@ async def test_a_twin_that_is_not_allowed_stays_that(decider: Decider, tmp_path:
         ("A@nonsense", DUNNO),
     ):
         assert await reply(service, access(recipient, b"1")) == expected
-    # Who was not let in is no reason to send anybody away.
+    # A recipient that got 452 does not count.
     queue_space.is_short = True
     assert await reply(service, access("A@yes.example", b"1")) == FULL
     queue_space.is_short = False

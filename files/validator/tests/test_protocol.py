@@ -24,7 +24,7 @@ def access(recipient: str, instance: bytes = b"", begun: bool = False) -> Reques
 
 
 def ask_about(recipient: str) -> Request:
-    """What is read of a request_for() this recipient."""
+    """Return the request parsed from request_for()."""
     return access(recipient, b"1a2b.5f3c.0")
 
 

@@ -13,7 +13,7 @@ DIRECTORY = Path("/var/spool/postfix/mx-validator")
 
 
 class FileSystem:
-    """What statvfs() says of the directory."""
+    """The figures that statvfs() returns for the directory."""
 
     def __init__(self) -> None:
         self.files = 1_000_000
@@ -42,7 +42,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> FileSystem:
         (1_000_000, 0, True),
         (20_000, 2_000, False),
         (20_000, 1_999, True),
-        (5, 0, False),  # less than what could be counted
+        (5, 0, False),  # a tenth of it is no inode
     ],
 )
 def test_few_inodes(files: int, free: int, short: bool, disk: FileSystem) -> None:

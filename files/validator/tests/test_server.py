@@ -139,7 +139,7 @@ async def test_who_sends_without_waiting_is_not_read_for_ever(
         many = 20_000
         writer.write(request_for("a") * many)
         await eventually_async(lambda: policy.slow)
-        # What the server does not take stays on this side.
+        # What the server does not read stays in the client's buffer.
         waiting = writer.transport.get_write_buffer_size
         left = -1
         while left != waiting():
@@ -282,7 +282,7 @@ async def test_stop_lets_answers_be_finished(
     await eventually_async(lambda: policy.slow)
     stopping = asyncio.create_task(server.stop())
     assert await is_closed(idle)
-    # Who comes now waits for the end of the process.
+    # A new connection waits in the backlog until the process ends.
     late, writer = await connect()
     writer.write(request_for("a"))
     policy.free.set()

@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stores(file: Path, clock: FakeClock) -> Iterator[Stores]:
-    """Makes stores of the one file that run, and stops them in the end."""
+    """Makes stores of one file, starts them, and stops them at the end."""
     made: list[SqliteStore] = []
 
     def make() -> SqliteStore:

@@ -47,7 +47,7 @@ def test_the_oldest_transactions_are_forgotten_and_nobody_joins_them() -> None:
     for instance, recipient in ((b"1", "A"), (b"1", "B"), (b"2", "C"), (b"3", "D")):
         assert transactions.admit(instance, False, recipient)
     assert not transactions.admit(b"1", True, "a")
-    assert transactions.admit(b"4", False, "E")  # for which both of the first have to go
+    assert transactions.admit(b"4", False, "E")  # evicts both of the first transaction
     assert not transactions.admit(b"1", True, "A")
     assert transactions.admit(b"5", False, "F")
     assert not transactions.admit(b"2", True, "c")

@@ -196,7 +196,7 @@ class Decider:
         return None
 
     def _refresh(self, domain: str, now: float) -> bool:
-        """Start a lookup for which nobody waits; return False if there must be none now."""
+        """Start a lookup for which no request waits; return False if there must be none now."""
         if (
             domain in self._lookups
             or not self.known_good.may_refresh(domain, now)

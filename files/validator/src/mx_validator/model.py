@@ -19,7 +19,7 @@ class LookupKind(enum.Enum):
 
     UNKNOWN = "unknown"  # a sender waits for the answer
     LISTED = "listed"  # a sender waits, and the platform's list of domains names the domain
-    REFRESH = "refresh"  # nobody waits: the domain is known good
+    REFRESH = "refresh"  # of a known-good domain; no sender waits
 
 
 OutcomeKind = Literal[
@@ -55,7 +55,7 @@ Source = Literal[
 
 
 class Answer(NamedTuple):
-    """What a request is told: the verdict, its reason for the operator, its source and age."""
+    """The answer to a request: the verdict, its reason for the operator, its source and age."""
 
     verdict: Verdict
     reason: str

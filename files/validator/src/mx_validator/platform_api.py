@@ -307,7 +307,7 @@ class PlatformClient:
         with session.request(
             call.method,
             oempro_url + call.path,
-            # A second line of defence: the deadline of the whole call comes first.
+            # Longer than the deadline of the whole call, which normally comes first.
             timeout=(CONNECT_SECONDS, call.seconds + 1),
             allow_redirects=False,
             stream=True,

@@ -132,7 +132,7 @@ class CircuitBreaker:
 
 
 class Throttle:
-    """All limits together. It does no lookups itself, but says which may start."""
+    """All limits together: it decides which lookups may start, and does none itself."""
 
     def __init__(self, bucket: TokenBucket, breaker: CircuitBreaker) -> None:
         self.bucket = bucket
