@@ -14,7 +14,7 @@ from mx_validator.throttle import CircuitBreaker, Throttle, TokenBucket
 from support import NullStore
 from test_status_text import AWAY, UNASKED, WELL
 
-VERDICTS = {"yes.example": Verdict.ALLOW, "no.example": Verdict.DENY}
+VERDICTS = {"yes.example": Verdict.ALLOW, "a.example": Verdict.DENY, "b.example": Verdict.DENY}
 
 
 async def lookup(domain: str, _: LookupKind) -> Outcome:
@@ -41,11 +41,11 @@ async def test_read(parts: Parts) -> None:
     before = Status.read(parts)
     assert (before.platform_up, before.last_verdict_seconds, before.known_good) == (None, None, 0)
     assert before.oldest_seconds is None
-    await decide(parts, "yes.example")
-    await decide(parts, "no.example")
+    for domain in VERDICTS:
+        await decide(parts, domain)
     well = Status.read(parts)
     assert well.platform_up
-    assert (well.known_good, well.denied, well.known_good_days) == (1, 1, 7)
+    assert (well.known_good, well.denied, well.known_good_days) == (1, 2, 7)
     assert well.lag_seconds == 0.25
     assert well.oldest_seconds is not None
     await decide(parts, "away.example")
