@@ -53,9 +53,11 @@ test: setup
 
 lint: $(VENV)/installed
 	yamllint .
-	ansible-lint
+	@# A scenario imports the playbook from the collection.
+	ansible-galaxy collection install --force -p .ansible/collections . >/dev/null
+	ANSIBLE_COLLECTIONS_PATH=.ansible/collections ansible-lint
 	ansible-playbook --inventory inventory.example --syntax-check site.yml
-	# S3 would indent nested statements, and with them the file that is written.
+	@# S3 would indent nested statements, and with them the file that is written.
 	j2lint --ignore S3 -- roles molecule
 	ruff check .
 	ruff format --check .
