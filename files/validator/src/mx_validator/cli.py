@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from mx_validator import daemon, log
+from mx_validator import __version__, daemon, log
 from mx_validator.config import (
     DEFAULT_LOG_LEVEL,
     DEFAULT_PATH,
@@ -82,6 +82,7 @@ def _parser() -> _ArgumentParser:
         prog="mx-validator",
         description="Tells Postfix which recipient domains the e-mail platform owns.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     config = _ArgumentParser(add_help=False)
     config.add_argument(
