@@ -191,7 +191,7 @@ class Judge:
 
         The validator is not asked about postmaster and abuse of the host: when a transaction begins
         with one of them, it does not know who else there is, and each further recipient has to come
-        in another transaction (twins.py).
+        in another transaction (transactions.py).
         """
         mine = step.address
         return any(

@@ -210,7 +210,7 @@ async def test_answers_are_counted(decider: Decider) -> None:
 
 
 @pytest.mark.parametrize("known", [False, True])
-async def test_a_twin_is_sent_to_another_transaction(decider: Decider, known: bool) -> None:
+async def test_a_recipient_that_differs_in_case_gets_452(decider: Decider, known: bool) -> None:
     service = PolicyService(decider, read_status, QUEUE_SPACE)
     if known:
         await reply(service, access("joe@yes.example"))
@@ -226,7 +226,9 @@ async def test_a_twin_is_sent_to_another_transaction(decider: Decider, known: bo
     assert await reply(service, access("bounce+a@yes.example", b"3")) == OK
 
 
-async def test_a_twin_that_is_not_allowed_stays_that(decider: Decider, tmp_path: Path) -> None:
+async def test_recipients_that_were_not_accepted_do_not_count(
+    decider: Decider, tmp_path: Path
+) -> None:
     queue_space = QueueSpace(tmp_path)
     service = PolicyService(decider, read_status, queue_space)
     for recipient, expected in (

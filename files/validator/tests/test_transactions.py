@@ -30,7 +30,7 @@ def test_who_differs_in_case_only(first: str, second: str, may_join: bool) -> No
     assert transactions.admit(b"", False, second)
 
 
-def test_each_of_many_recipients_has_its_twin() -> None:
+def test_many_recipients_of_one_transaction() -> None:
     transactions = Transactions()
     names = [f"Bounce+{number}@d.example" for number in range(100)]
     assert all(transactions.admit(b"1", number > 0, name) for number, name in enumerate(names))
@@ -38,7 +38,7 @@ def test_each_of_many_recipients_has_its_twin() -> None:
     assert all(transactions.admit(b"1", True, name) for name in names)
 
 
-def test_recipients_from_before_a_restart_could_be_anybodys_twins() -> None:
+def test_a_transaction_from_before_a_restart_gets_no_further_recipient() -> None:
     assert not Transactions().admit(b"1", True, "a@d.example")
 
 
