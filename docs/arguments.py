@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Write each role's table of variables into its README.md, from meta/argument_specs.yml.
 
-With --check nothing is written; roles whose README is out of date are named. Either way it fails
-if a role's defaults/main.yml and its specification differ.
+The ranges come from the rules of the role preflight. With --check nothing is written; roles whose
+README is out of date are named. Either way it fails if a role's defaults/main.yml and its
+specification differ, or if a number has no range.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped] # ansible-core brings it
 
 BEGIN, END = "<!-- BEGIN_ARGUMENTS -->\n", "<!-- END_ARGUMENTS -->"
+ROLES = Path(__file__).resolve().parents[1] / "roles"
+RULES = yaml.safe_load((ROLES / "preflight/vars/main/rules.yml").read_text())["__preflight_rules"]
 HEADING = "\n| variable | type | default | |\n|---|---|---|---|\n"
 
 
@@ -28,6 +31,8 @@ def row(name: str, option: dict[str, Any]) -> str:
     text = description if isinstance(description, str) else " ".join(description)
     if "choices" in option:
         text += f" One of {', '.join(f'`{choice}`' for choice in option['choices'])}."
+    if "least" in (rule := RULES.get(name, {})):
+        text += f" From {rule['least']} to {rule['most']}."
     cells = [f"`{name}`", option["type"], default, re.sub(r"C\((.*?)\)", r"`\1`", text)]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
@@ -44,6 +49,9 @@ def faults(role: Path, check: bool) -> list[str]:
         if specified.get(name, ...) != defaults.get(name, ...)
     ):
         return [f"defaults and argument_specs differ in {', '.join(differing)}"]
+    numbers = [n for n, each in options.items() if "int" in (each["type"], each.get("elements"))]
+    if unlimited := [name for name in numbers if "least" not in RULES.get(name, {})]:
+        return [f"roles/preflight/vars/main/rules.yml has no range for {', '.join(unlimited)}"]
     readme = role / "README.md"
     old = readme.read_text() if readme.exists() else ""
     if BEGIN not in old or END not in old:
@@ -55,5 +63,5 @@ def faults(role: Path, check: bool) -> list[str]:
     return ["README.md is out of date: run `make docs`"] if check and new != old else []
 
 
-roles = sorted((Path(__file__).resolve().parents[1] / "roles").iterdir())
+roles = sorted(ROLES.glob("[!_]*"))  # a role with an underscore is an internal one
 sys.exit("\n".join(f"{r.name}: {f}" for r in roles for f in faults(r, "--check" in sys.argv)) or 0)

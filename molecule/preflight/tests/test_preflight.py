@@ -1,80 +1,293 @@
-"""What does not fit stops the play, with a message that helps, before anything is changed."""
+"""What does not fit stops the play, with a message that helps, before anything is changed.
+
+A run of the playbook takes seconds, and names all that is wrong. So one run has many wrong
+inventories: each is a host of its own in it, reached at the address of the host under test.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped] # ansible-core brings it
 from testinfra.host import Host
 
 from probes import eventually
 
-SECRET = "a wrong secret"  # has blanks: no key
-WRONG: tuple[tuple[str, object, str], ...] = (
-    ("mx_hostname", "mx1", 'mx_hostname is "mx1"'),
-    ("mx_hostname", "MX1.example.com", 'mx_hostname is "MX1.example.com"'),
-    ("mx_hostname", "192.0.2.1", 'mx_hostname is "192.0.2.1"'),
-    ("mx_hostname", "mx1.example.com.", 'mx_hostname is "mx1.example.com."'),
-    ("mx_hostname", None, "mx_hostname is null"),
-    ("oempro_url", "oempro.example.com", 'oempro_url is "oempro.example.com"'),
-    ("oempro_url", "ftp://oempro.example.com/", 'oempro_url is "ftp://oempro.example.com/"'),
-    ("oempro_url", "https://oempro.example.com", 'oempro_url is "https://oempro.example.com"'),
-    ("oempro_url", "https://a b/", 'oempro_url is "https://a b/"'),
-    ("oempro_admin_api_key", "", "oempro_admin_api_key is missing or empty"),
-    ("oempro_admin_api_key", "change-me", "oempro_admin_api_key is set, but"),
-    ("oempro_admin_api_key", SECRET, "oempro_admin_api_key is set, but"),
-    ("catchall_password", "", "catchall_password is missing or empty"),
-    ("catchall_password", "too short", "catchall_password is set, but"),
-    ("catchall_password", 123456789012, "catchall_password is set, but"),
-    ("tls_mode", "magic", 'tls_mode is "magic"'),
-    ("tls_mode", "provided", "tls_mode is provided, but tls_certificate_file is empty"),
-    ("tls_acme_ca_file", "/nowhere/ca.pem", 'tls_acme_ca_file is "/nowhere/ca.pem", but there is'),
-    ("validator_ca_file", "ca.pem", 'validator_ca_file is "ca.pem", but there is'),
-    ("preflight_supported_systems", {"Debian": ["11"]}, "Supported: Debian 11."),
-)
+PROJECT = Path(__file__).resolve().parents[3]
+PREFLIGHT = PROJECT / "roles" / "preflight" / "vars" / "main"
 REQUIRED = ("mx_hostname", "oempro_url", "oempro_admin_api_key", "catchall_password")
+HIDDEN = "set, but not usable (its value is not shown)"
+
+# What is of another type, by the type that is asked for. Ansible itself would take most of these.
+OTHER_TYPES: dict[str, list[object]] = {
+    "bool": ["false", "yes", 0, None],
+    "int": ["many", "1.5", 2.5, True, None],
+    "str": [17, True, ["a"], None],
+    "path": [17, "relative", ["/a/b"], None],
+    "list": ["imaps,pop3s", 17, {"imaps": True}, None],
+    "dict": ["a=b", ["a"], 17, None],
+}
+NETWORKS = (
+    "the office",
+    "192.0.2.1/24",
+    "192.0.2.0/33",
+    "192.0.2.0/255.255.255.0",
+    "2001:db8::1/32",
+)
+ADDRESSES = ("localhost", "127.0.0.1/8", "[::1]")
+FILES = ("ca.pem", "/nowhere/ca.pem")
+TEXTS = ("", "two\nlines", "größer", "-")
+
+# Forms, by way of example: what an operator may have meant.
+WRONG: tuple[tuple[str, object], ...] = (
+    ("mx_hostname", "mx1"),
+    ("mx_hostname", "MX1.example.com"),
+    ("mx_hostname", "192.0.2.1"),
+    ("mx_hostname", "mx1.example.com."),
+    ("mx_hostname", f"{'a' * 64}.example.com"),
+    ("oempro_url", "oempro.example.com"),
+    ("oempro_url", "ftp://oempro.example.com/"),
+    ("oempro_url", "https://oempro.example.com"),
+    ("oempro_url", "https://user:word@oempro.example.com/"),
+    ("oempro_url", "https://a b/"),
+    ("oempro_admin_api_key", "change-me"),
+    ("oempro_admin_api_key", "a wrong secret"),  # has blanks: no key
+    ("catchall_password", "change-me"),
+    ("catchall_password", "too short"),
+    ("catchall_password", 123456789012),
+    ("catchall_username", "A user"),
+    ("tls_mode", "magic"),
+    ("dovecot_mail_home", "/var/catchall"),  # would give /var to the mail user
+    ("dovecot_protocols", ["imaps", "jmap"]),
+    ("tls_acme_email", "postmaster"),
+    ("postfix_message_size_limit", 12),
+    ("postfix_queue_lifetime_days", 101),  # Postfix's queue manager would not start
+    ("validator_allow_ttl_seconds", 86401),  # the validator would not start
+    ("validator_known_good_days", 366),
+)
+# What is right alone.
+TOGETHER: tuple[tuple[dict[str, object], str], ...] = (
+    ({"tls_mode": "provided"}, "tls_mode is provided, but tls_certificate_file is empty"),
+    ({"tls_mode": "provided"}, "tls_mode is provided, but tls_private_key_file is empty"),
+    ({"tls_selfsigned_days": 30}, "renew_before_days is 30, and tls_selfsigned_days is 30"),
+    ({"postfix_extra_parameters": {"mydestination": "a"}}, "sets mydestination, which the role"),
+    ({"postfix_extra_parameters": {"my name": "a"}}, 'postfix_extra_parameters has "my name"'),
+    ({"postfix_extra_parameters": {"in_flow_delay": None}}, "sets in_flow_delay to null"),
+    ({"postfix_extra_parameters": {"biff_x": True}}, "sets biff_x to true"),
+    ({"postfix_extra_parameters": {"x": "a\nb = c"}}, r'sets x to "a\nb = c"'),
+)
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def options() -> dict[str, dict[str, Any]]:
+    """What the inventory and the roles take, by name."""
+    found: dict[str, dict[str, Any]] = load(PREFLIGHT / "options.yml")["__preflight_inventory"]
+    for path in PROJECT.glob("roles/*/meta/argument_specs.yml"):
+        found |= load(path)["argument_specs"]["main"].get("options", {})
+    return found
+
+
+RULES: dict[str, dict[str, Any]] = load(PREFLIGHT / "rules.yml")["__preflight_rules"]
+OPTIONS = options()
+SECRETS = {name for name, option in OPTIONS.items() if option.get("no_log")}
+
+
+def wrong_values(name: str, option: dict[str, Any]) -> list[object]:
+    """Values that a variable must not have, whatever it is for."""
+    rule = RULES.get(name, {})
+    many = option["type"] == "list"
+    one = list(OTHER_TYPES[option["elements"] if many else option["type"]])
+    if "least" in rule:
+        one += [rule["least"] - 1, rule["most"] + 1, str(rule["most"] + 1)]
+    if "choices" in option:
+        one += ["magic", ""]
+    if "pattern" in rule:
+        one += [text for text in TEXTS if not re.match(rule["pattern"], text)]
+    if "file" in rule:
+        one += FILES
+    if not many:
+        return one
+    return [*OTHER_TYPES["list"], *([each] for each in one), *([[]] if "filled" in rule else [])]
+
+
+def refusals(output: str) -> dict[str, str]:
+    """What the playbook said of each host that it refused."""
+    return dict(re.findall(r"(?ms)^fatal: \[([^]]+)\]: FAILED! =>(.*?)(?=^\S|\Z)", output))
+
+
+def is_named(name: str, value: object, message: str) -> bool:
+    """Whether a message says what is wrong with a variable; a secret it does not show."""
+    empty = "missing or empty" if name in REQUIRED and value in ("", None) else ""
+    seen = empty or (HIDDEN if name in SECRETS else json.dumps(value))
+    return re.search(rf"(?m)^\s*{name} is {re.escape(seen)}\. Set it to \S", message) is not None
 
 
 @pytest.fixture
 def untouched(host: Host) -> Any:
     """Assert after the test that the host is as bare as before."""
-    packages = host.check_output("dpkg-query -W")
-    files = host.check_output("find /etc /opt /usr /var -xdev -type f | sort | sha256sum")
-    yield
-    assert host.check_output("dpkg-query -W") == packages
-    assert host.check_output("find /etc /opt /usr /var -xdev -type f | sort | sha256sum") == files
 
-
-@pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize(("name", "value", "message"), WRONG)
-def test_wrong_value(site: Callable[..., Any], name: str, value: object, message: str) -> None:
-    run = site(check=False, **{name: value})
-    assert run.status != 0
-    assert message in run.said
-    assert run.recap["changed"] == 0
-    if name in ("oempro_admin_api_key", "catchall_password") and value:
-        assert f"{value}" not in run.output.replace(
-            "change-me", "" if value != "change-me" else "x"
+    def state() -> tuple[str, ...]:
+        return (
+            host.check_output("dpkg-query -W"),
+            host.check_output("find /etc /opt /usr /var -xdev | sort | sha256sum"),
+            host.check_output("find /etc -xdev -type f -exec sha256sum {} + | sort | sha256sum"),
         )
 
+    before = state()
+    yield
+    assert state() == before
+
+
+@pytest.fixture
+def refuse(site: Callable[..., Any], variables: dict[str, Any], tmp_path: Path) -> Any:
+    """Run the playbook with inventories, by name; return what it said when it refused each."""
+
+    def run(inventories: Mapping[str, Mapping[str, object]], *arguments: str) -> dict[str, str]:
+        right = {key: value for key, value in variables.items() if key != "groups"}
+        hosts = {
+            name: {key: value for key, value in {**right, **changed}.items() if value is not ...}
+            for name, changed in inventories.items()
+        }
+        inventory = tmp_path / "hosts.json"
+        inventory.write_text(json.dumps({"mx": {"hosts": hosts}}))
+        done = site("--limit=all", *arguments, check=False, inventory=inventory)
+        said = refusals(done.output)
+        assert said.keys() == hosts.keys(), done.output
+        recap = re.findall(r"(?m)^(\S+) .*changed=(\d+) .*failed=(\d+)", done.output)
+        assert sorted(recap) == sorted((name, "0", "1") for name in hosts)
+        for changed in inventories.values():
+            for name in SECRETS & changed.keys():
+                if len(str(changed[name])) > 8:  # a shorter one may stand there for something else
+                    assert str(changed[name]) not in done.output
+        return said
+
+    return run
+
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("name", REQUIRED)
-def test_missing_variable(
-    site: Callable[..., Any], variables: dict[str, Any], tmp_path: Path, host: Host, name: str
-) -> None:
-    kept = {key: value for key, value in variables.items() if key != name}
-    kept.pop("groups", None)
-    inventory = tmp_path / "hosts.json"
-    hosts = {host.backend.get_hostname(): kept}
-    inventory.write_text(json.dumps({"mx": {"hosts": hosts}}))
-    run = site(check=False, inventory=inventory)
+def test_each_variable_is_refused_with_a_value_that_it_must_not_have(refuse: Any) -> None:
+    columns = {name: wrong_values(name, option) for name, option in OPTIONS.items()}
+    inventories: dict[str, dict[str, object]] = {
+        f"wrong-{number}": {
+            name: value for name, value in zip(columns, row, strict=True) if value is not ...
+        }
+        for number, row in enumerate(zip_longest(*columns.values(), fillvalue=...))
+    }
+    said = refuse(inventories)
+    missed = [
+        (name, value)
+        for host, wrong in inventories.items()
+        for name, value in wrong.items()
+        if not is_named(name, value, said[host])
+    ]
+    assert missed == []
+    assert {name for wrong in inventories.values() for name in wrong} == OPTIONS.keys()
+
+
+@pytest.mark.usefixtures("untouched")
+def test_wrong_value_alone(refuse: Any) -> None:
+    """One wrong value is enough, and nothing else is said."""
+    said = refuse({f"wrong-{number}": dict([wrong]) for number, wrong in enumerate(WRONG)})
+    for number, (name, value) in enumerate(WRONG):
+        assert is_named(name, value, said[f"wrong-{number}"])
+        assert said[f"wrong-{number}"].count("Set it to") == 1
+
+
+@pytest.mark.usefixtures("untouched")
+def test_missing_variable(refuse: Any) -> None:
+    for name, message in refuse({name: {name: ...} for name in REQUIRED}).items():
+        assert is_named(name, None, message)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_values_that_do_not_go_together(refuse: Any) -> None:
+    said = refuse({f"wrong-{number}": wrong for number, (wrong, _) in enumerate(TOGETHER)})
+    for number, (_, reason) in enumerate(TOGETHER):
+        assert reason in said[f"wrong-{number}"]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_networks_and_addresses(refuse: Any) -> None:
+    networks = [name for name, rule in RULES.items() if "network" in rule]
+    addresses = [name for name, rule in RULES.items() if "address" in rule]
+    inventories: dict[str, dict[str, Any]] = {
+        f"wrong-{number}": {
+            **({name: ["192.0.2.0/24", network] for name in networks}),
+            **({name: address for name in addresses if address}),
+        }
+        for number, (network, address) in enumerate(zip_longest(NETWORKS, ADDRESSES))
+    }
+    shut_out = {
+        "elsewhere": {"firewall_ssh_sources": ["192.0.2.0/24", "2001:db8::/32"]},
+        "nowhere": {"firewall_ssh_sources": []},
+        "port": {"firewall_ssh_ports": [2222, 22022]},
+    }
+    said = refuse(inventories | shut_out)
+    for host, wrong in inventories.items():
+        for name, value in wrong.items():
+            expected = f"is {json.dumps(value)}." if name in addresses else f'has "{value[-1]}"'
+            assert f"{name} {expected}" in said[host]
+    assert "not in firewall_ssh_sources (192.0.2.0/24, 2001:db8::/32)" in said["elsewhere"]
+    assert "not in firewall_ssh_sources (empty)" in said["nowhere"]
+    assert "comes to port 22, which is not in firewall_ssh_ports (2222, 22022)" in said["port"]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_names_that_are_no_variables(refuse: Any) -> None:
+    """Renamed and removed ones are refused with what to do; a misspelling with what was meant."""
+    former: dict[str, str] = load(PREFLIGHT / "former.yml")["__preflight_former"]
+    misspelt = {
+        "postfix_mesage_size_limit": "postfix_message_size_limit",
+        "fail2ban_enable": "fail2ban_enabled",
+        "catchall_user": "catchall_username",
+        "tls_cert_file": "tls_certificate_file",
+        "validator_api_rate_second": "validator_api_rate_per_second",
+    }
+    said = refuse({name: {name: "a"} for name in (*former, *misspelt)})
+    for name, advice in former.items():
+        assert f"{name} is no variable any more. {advice}" in said[name]
+        for new in re.findall(r"Rename it to (\w+)", advice):
+            assert new in OPTIONS
+    for name, meant in misspelt.items():
+        assert f"{name} is no variable. Did you mean {meant}?" in said[name]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_variable_that_is_nobodys_is_named_only(site: Callable[..., Any]) -> None:
+    others = {"firewall_allowed_tcp_ports": [8080], "dns_servers": ["192.0.2.53"]}
+    run = site("--check", "--tags=dns", **others)
+    assert "No role of these reads dns_servers, firewall_allowed_tcp_ports." in run.said
+
+
+@pytest.mark.usefixtures("untouched")
+def test_command_line_that_makes_text_of_it(site: Callable[..., Any]) -> None:
+    """Whatever the tag. A number may be text; a boolean and a list must not."""
+    wrong = "fail2ban_enabled=true dovecot_protocols=imaps postfix_log_days=15"
+    run = site("--tags=postfix", f"--extra-vars={wrong}", check=False)
     assert run.status != 0
-    assert f"{name} is " in run.output
+    assert run.recap["changed"] == 0
+    assert (
+        'fail2ban_enabled is "true". Set it to true or false. With --extra-vars, give' in run.said
+    )
+    assert 'dovecot_protocols is "imaps". Set it to a list' in run.said
+    assert "postfix_log_days is" not in run.said
+
+
+@pytest.mark.usefixtures("untouched")
+def test_system_that_is_not_supported(site: Callable[..., Any]) -> None:
+    run = site(check=False, preflight_supported_systems={"Debian": [11]})
+    assert run.status != 0
+    assert "Supported: Debian 11." in run.said
     assert run.recap["changed"] == 0
 
 
@@ -104,11 +317,19 @@ def test_secrets_are_not_in_a_verbose_run(
         assert variables[name] not in run.output
 
 
+def test_each_role_is_validated() -> None:
+    """The list of roles has all that an operator can set something of."""
+    listed = load(PREFLIGHT / "options.yml")["__preflight_roles"]
+    assert {
+        path.parents[1].name for path in PROJECT.glob("roles/*/meta/argument_specs.yml")
+    } == set(listed)
+    assert RULES.keys() <= OPTIONS.keys()
+
+
 def test_example_inventory_is_complete() -> None:
     """The example has every required variable, and its placeholders are refused by name."""
-    project = Path(__file__).resolve().parents[3]
     listing = subprocess.check_output(
-        ["ansible-inventory", "--inventory=inventory.example", "--list"], cwd=project, text=True
+        ["ansible-inventory", "--inventory=inventory.example", "--list"], cwd=PROJECT, text=True
     )
     (variables,) = json.loads(listing)["_meta"]["hostvars"].values()
     assert set(REQUIRED) <= set(variables)
