@@ -199,3 +199,13 @@ def test_run_repairs_what_a_half_finished_one_left(
     enabled = host.check_output("systemctl is-enabled postfix dovecot supervisor").split()
     assert enabled == ["enabled"] * 3
     assert site().recap["changed"] == 0
+
+
+def test_a_further_package(host: Host, site: Callable[..., Any]) -> None:
+    """One is added without naming the others; it is installed once."""
+    further = {"base_extra_packages": ["tree"]}
+    run = site("--tags=base_packages", **further)
+    assert run.changed == {"base : packages | Install those that are missing"}
+    assert host.package("tree").is_installed
+    assert site("--tags=base_packages", **further).recap["changed"] == 0
+    host.check_output("apt-get -qq purge -y tree")
