@@ -1,0 +1,50 @@
+"""What the roles write on the host is in their READMEs, all of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from testinfra.host import Host
+
+ROLES = Path(__file__).resolve().parents[3] / "roles"
+# Everything that is newer than the end of the transaction that installed Postfix and the others.
+WRITTEN = r"""
+end=$(awk '/^Install:.* postfix:/ {ours = 1} ours && /^End-Date:/ {print $2, $3; exit}' \
+    /var/log/apt/history.log)
+test -n "$end" &&
+find /boot /etc /home /opt /root /srv /usr /var -xdev -newermt "$end" ! -type d -print
+"""
+# What Debian's programs write when they run, and where users and groups are listed.
+DEBIANS = re.compile(
+    r"/etc/(passwd|group|shadow|gshadow|subuid|subgid)-?$"
+    r"|/var/(backups|cache|tmp)/|/var/lib/(apt|dovecot|dpkg|logrotate|postfix|systemd)/"
+    r"|/var/log/(apt|journal|supervisor|unattended-upgrades)/|/var/log/(dpkg|alternatives)\.log$"
+    r"|/var/log/(btmp|wtmp|lastlog)$|/var/spool/postfix/(?!dovecot/|mx-validator/)"
+    r"|/(root|home/[^/]+)/\.(ansible|ssh)/"
+)
+
+
+def named() -> set[str]:
+    """The paths in the READMEs' tables of what a role writes."""
+    found: set[str] = set()
+    for readme in ROLES.glob("*/README.md"):
+        _, _, table = readme.read_text().partition("On the host it writes:\n")
+        found.update(re.findall(r"`(/[^`]+)`", table.partition("\n## ")[0]))
+    return found
+
+
+def test_each_file_that_was_written_is_in_a_readme(host: Host) -> None:
+    written = [path for path in host.check_output(WRITTEN).split("\n") if not DEBIANS.match(path)]
+    assert {"/etc/postfix/main.cf", "/var/lib/mx-validator/known-good.sqlite"} <= set(written)
+    exact = named()
+    folders = tuple(path for path in exact if path.endswith("/"))
+    unnamed = [path for path in written if path not in exact and not path.startswith(folders)]
+    assert unnamed == []
+
+
+def test_packages_of_all_roles_came_in_one_transaction(host: Host) -> None:
+    history = host.check_output("cat /var/log/apt/history.log")
+    (transaction,) = re.findall(r"(?m)^Install:.* postfix:.*$", history)
+    for package in ("dovecot-imapd", "nftables", "python3-requests", "supervisor"):
+        assert f" {package}:" in transaction
