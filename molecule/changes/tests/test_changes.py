@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import imaplib
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
@@ -209,3 +210,29 @@ def test_a_further_package(host: Host, site: Callable[..., Any]) -> None:
     assert host.package("tree").is_installed
     assert site("--tags=base_packages", **further).recap["changed"] == 0
     host.check_output("apt-get -qq purge -y tree")
+
+
+def test_failure_with_a_secret_in_hand_says_why(
+    host: Host, site: Callable[..., Any], variables: dict[str, Any]
+) -> None:
+    """The value stays hidden, the reason does not."""
+    files = {
+        "validator": ("/etc/mx-validator/api-key", "configure | Install the API key"),
+        "dovecot": ("/etc/dovecot/users", "mailbox | Render the user's line"),
+    }
+    for role, (path, task) in files.items():
+        host.check_output("mv %s %s.away && mkdir %s", path, path, path)
+        try:
+            run = site(f"--tags={role}", check=False)
+        finally:
+            host.check_output("rmdir %s && mv %s.away %s", path, path, path)
+        assert run.status != 0
+        assert f"{task}: can not use content with a dir as dest" in run.said
+        for secret in ("oempro_admin_api_key", "catchall_password"):
+            assert variables[secret] not in run.output
+    host.check_output("mv /usr/bin/openssl /usr/bin/openssl.away")
+    try:
+        run = site("--tags=dovecot", check=False)
+    finally:
+        host.check_output("mv /usr/bin/openssl.away /usr/bin/openssl")
+    assert re.search("mailbox . Hash the password: .*openssl: not found", run.said)
