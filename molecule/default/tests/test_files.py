@@ -16,7 +16,7 @@ test -n "$end" &&
 find /boot /etc /home /opt /root /srv /usr /var -xdev -newermt "$end" ! -type d -print
 """
 # What Debian's programs write when they run, and where users and groups are listed.
-DEBIANS = re.compile(
+FROM_DEBIAN = re.compile(
     r"/etc/(passwd|group|shadow|gshadow|subuid|subgid)-?$"
     r"|/var/(backups|cache|tmp)/|/var/lib/(apt|dovecot|dpkg|logrotate|postfix|systemd)/"
     r"|/var/log/(apt|journal|supervisor|unattended-upgrades)/|/var/log/(dpkg|alternatives)\.log$"
@@ -35,7 +35,7 @@ def named() -> set[str]:
 
 
 def test_each_file_that_was_written_is_in_a_readme(host: Host) -> None:
-    written = [path for path in host.check_output(WRITTEN).split("\n") if not DEBIANS.match(path)]
+    written = [path for path in host.check_output(WRITTEN).split("\n") if not FROM_DEBIAN.match(path)]
     assert {"/etc/postfix/main.cf", "/var/lib/mx-validator/known-good.sqlite"} <= set(written)
     exact = named()
     folders = tuple(path for path in exact if path.endswith("/"))
