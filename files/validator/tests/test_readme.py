@@ -20,6 +20,6 @@ def test_sample_configuration_is_taken(tmp_path: Path, *, with_options: bool) ->
     file = tmp_path / "mx-validator.conf"
     file.write_text(sample)
     config = read_config(file)
-    assert config.url == "https://platform.example.com/"
+    assert config.oempro_url == "https://oempro.example.com/"
     assert config.ca_file == Path(DEFAULT_CA_FILE)
     assert config.log_level == "info"

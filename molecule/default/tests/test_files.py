@@ -35,7 +35,9 @@ def named() -> set[str]:
 
 
 def test_each_file_that_was_written_is_in_a_readme(host: Host) -> None:
-    written = [path for path in host.check_output(WRITTEN).split("\n") if not FROM_DEBIAN.match(path)]
+    written = [
+        path for path in host.check_output(WRITTEN).split("\n") if not FROM_DEBIAN.match(path)
+    ]
     assert {"/etc/postfix/main.cf", "/var/lib/mx-validator/known-good.sqlite"} <= set(written)
     exact = named()
     folders = tuple(path for path in exact if path.endswith("/"))
