@@ -29,6 +29,7 @@ from shell import STOP_SECONDS, TestHostError, kill, locked, processes, run
 
 STUB = Path(__file__).resolve().with_name("platform_stub.py")
 LABS = Path("/var/lib/oempro-mx-testhosts")
+KEPT = "kept"  # the lab of hosts that somebody works with; a scenario has one of its own name
 ADMIN = "admin"  # the user who may sudo, for runs that do not log in as root
 PLATFORM = "platform.example.com"  # the same name in all labs, so that a copy can go to any
 
@@ -103,7 +104,7 @@ def labs() -> dict[int, tuple[Path, str]]:
         name = checkout.with_name("name")  # an older version of this file wrote none
         found[int(checkout.parent.name)] = (
             Path(checkout.read_text()),
-            name.read_text() if name.exists() else "default",
+            name.read_text() if name.exists() else KEPT,
         )
     return found
 
@@ -114,7 +115,7 @@ def this_lab() -> Lab:
     Raises:
         TestHostError: all numbers are taken.
     """
-    name = os.environ.get("MX_LAB", "default")
+    name = os.environ.get("MX_LAB", KEPT)
     with locked(LABS / "lock"):
         owners = labs()
         for number, owner in owners.items():
