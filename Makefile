@@ -16,9 +16,10 @@ export MX_FUZZ_SESSION := $(SESSION)
 # For the test hosts, and for building Python's virtual environments.
 DEBIAN_PACKAGES := mmdebstrap debian-archive-keyring systemd-container iproute2 nftables openssh-client openssl pebble python3-venv testssl.sh
 
-# How long a target took, for the table at the end of `make test`: make reads the clock when it begins it.
+# How long a target took, for the table at the end of `make test`.
 TIMES := .times
-took = @printf '%6s s  %s\n' $$(( $$(date +%s) - $(shell date +%s) )) $@ >> $(TIMES)
+begin = @mkdir -p $(TIMES) && date +%s > $(TIMES)/$@
+took = @printf '%6s s  %s\n' $$(( $$(date +%s) - $$(cat $(TIMES)/$@) )) $@ >> $(TIMES)/table
 
 .PHONY: help demo demo-down test lint unit molecule $(SCENARIOS) fuzz-mail bench bench-validator docs setup clean \
     host provision try login down
@@ -48,11 +49,12 @@ demo-down:
 
 # Two at a time: much of a scenario is waiting. What a target prints comes when it has ended.
 test: setup
-	@rm -f $(TIMES)
+	@rm -rf $(TIMES)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit molecule; status=$$?; \
-	    echo 'What took how long:'; sort --numeric-sort --reverse $(TIMES); exit $$status
+	    echo 'What took how long:'; sort --numeric-sort --reverse $(TIMES)/table; exit $$status
 
 lint: $(VENV)/installed
+	$(begin)
 	yamllint .
 	@# A scenario imports the playbook from the collection.
 	ansible-galaxy collection install --force -p .ansible/collections . >/dev/null
@@ -70,6 +72,7 @@ lint: $(VENV)/installed
 	$(took)
 
 unit: $(VENV)/installed
+	$(begin)
 	cd files/validator && python -m pytest --cov --cov-fail-under=95 --quiet
 	$(took)
 
@@ -77,6 +80,7 @@ molecule: $(SCENARIOS)
 
 # Each has a network and hosts of its own.
 $(SCENARIOS): setup
+	$(begin)
 	MX_LAB=$@ molecule test --scenario-name $@
 	$(took)
 
@@ -124,4 +128,4 @@ $(VENV)/installed: requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(TIMES) .mypy_cache .ruff_cache .pytest_cache
