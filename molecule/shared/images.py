@@ -29,7 +29,7 @@ PACKAGES = "systemd,systemd-sysv,dbus,udev,python3,openssh-server,sudo,iproute2,
 BARE_AGE_SECONDS = 7 * 86400  # older ones lack too many security updates
 LAYERS_KEPT = 3  # of each release: a layer takes about 400 MB
 # Of the checkout, provisioning reads everything but these, and the test hosts' inventory besides.
-NOT_READ = {"molecule", "docs", "tests", "benchmark", "__pycache__"}
+NOT_READ = {"Makefile", "benchmark", "docs", "molecule", "pyproject.toml", "tests", "__pycache__"}
 
 
 def bare(release: str) -> Path:
@@ -74,7 +74,8 @@ def read_by_provisioning() -> Iterator[Path]:
     for top in (CHECKOUT, CHECKOUT / "molecule" / "inventory"):
         for folder, folders, files in os.walk(top):
             folders[:] = [f for f in folders if f not in NOT_READ and not f.startswith(".")]
-            yield from (Path(folder, f) for f in files if not f.endswith((".md", ".pyc")))
+            read = [f for f in files if f not in NOT_READ and not f.endswith((".md", ".pyc"))]
+            yield from (Path(folder, f) for f in read)
 
 
 def keep_layer(written: Path, release: str) -> Path:
