@@ -28,7 +28,8 @@ RELEASES = ("bookworm", "trixie")
 PACKAGES = "systemd,systemd-sysv,dbus,udev,python3,openssh-server,sudo,iproute2,ca-certificates"
 BARE_AGE_SECONDS = 7 * 86400  # older ones lack too many security updates
 LAYERS_KEPT = 3  # of each release: a layer takes about 400 MB
-# Of the checkout, provisioning reads everything but these, and the test hosts' inventory besides.
+# Of the checkout, provisioning reads the test hosts' inventory, and everything but these, hidden
+# files and documents.
 NOT_READ = {"Makefile", "benchmark", "docs", "molecule", "pyproject.toml", "tests", "__pycache__"}
 
 
@@ -73,9 +74,9 @@ def read_by_provisioning() -> Iterator[Path]:
     """Find the files of this checkout that what is on a provisioned host can depend on."""
     for top in (CHECKOUT, CHECKOUT / "molecule" / "inventory"):
         for folder, folders, files in os.walk(top):
-            folders[:] = [f for f in folders if f not in NOT_READ and not f.startswith(".")]
-            read = [f for f in files if f not in NOT_READ and not f.endswith((".md", ".pyc"))]
-            yield from (Path(folder, f) for f in read)
+            folders[:] = [each for each in folders if each not in NOT_READ and each[0] != "."]
+            read = [each for each in files if each not in NOT_READ and each[0] != "."]
+            yield from (Path(folder, each) for each in read if not each.endswith((".md", ".pyc")))
 
 
 def keep_layer(written: Path, release: str) -> Path:
