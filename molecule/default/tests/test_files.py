@@ -51,7 +51,7 @@ def test_each_file_that_was_written_is_in_a_readme(
     exact = named()
     folders = tuple(path for path in exact if path.endswith("/"))
     unnamed = [path for path in written if path not in exact and not path.startswith(folders)]
-    assert unnamed == []
+    assert not unnamed, "\n".join(unnamed)
 
 
 def test_packages_of_all_roles_came_in_one_transaction(host: Host) -> None:
