@@ -12,12 +12,13 @@ from probes import Mx, eventually
 
 STORE = "/var/lib/mx-validator/known-good.sqlite"
 ROLES = Path(__file__).resolve().parents[3] / "roles"
-# Everything that is newer than the end of the transaction that installed Postfix and the others.
+# Everything that is newer than the end of the transaction that installed Postfix and the others;
+# dpkg's last triggers may have run in the second that it names.
 WRITTEN = r"""
 end=$(awk '/^Install:.* postfix:/ {ours = 1} ours && /^End-Date:/ {print $2, $3; exit}' \
     /var/log/apt/history.log)
 test -n "$end" &&
-find /boot /etc /home /opt /root /srv /usr /var -xdev -newermt "$end" ! -type d -print
+find /boot /etc /home /opt /root /srv /usr /var -xdev -newermt "$end 1 second" ! -type d -print
 """
 # What Debian's programs write when they run, and where users and groups are listed.
 FROM_DEBIAN = re.compile(
