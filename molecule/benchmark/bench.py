@@ -98,7 +98,7 @@ class Bench:
             "oempro_url": f"http://{self.lab.gateway}:{STUB_PORT}/",
             "oempro_admin_api_key": "benchmark-key",
             "catchall_password": self.mx.password,
-            "firewall_mailbox_sources": [f"{self.lab.gateway}/32"],
+            "firewall_mailbox_sources": [f"{testhost.TESTER}/32"],
             # One address sends everything here, and in C each domain is new.
             "postfix_client_connections_per_minute": 0,
             "validator_api_rate_per_second": 10000,
