@@ -309,10 +309,7 @@ async def test_a_denied_domain_is_asked_about_though_no_mail_comes(world: World)
     await world.known_good(301)
     world.platform.outcome = NO
     world.at_once()
-    for _ in range(950):
-        await world.settle()
-        world.clock.now += 1
-        world.decider.run_maintenance()
+    await pass_seconds(world, 950)
     assert len(world.platform.asked) == 1 + 900 / 60
     assert world.at_once().verdict is Verdict.DENY
 
@@ -322,10 +319,7 @@ async def test_a_short_grace_has_its_denials_too(world: World) -> None:
     await world.known_good(301)
     world.platform.outcome = NO
     world.at_once()
-    for _ in range(11):
-        await world.settle()
-        world.clock.now += 1
-        world.decider.run_maintenance()
+    await pass_seconds(world, 11)
     assert len(world.platform.asked) == 1 + decider.DENIALS_TO_COUNT
     assert not world.store.domains
 

@@ -37,11 +37,13 @@ def decider(clock: FakeClock) -> Decider:
     )
 
 
-QUEUE_SPACE = QueueSpace(Path("/"))
-
-
 def read_status() -> Status:
     return WELL
+
+
+@pytest.fixture
+def service(decider: Decider) -> PolicyService:
+    return PolicyService(decider, read_status, QueueSpace(Path("/")))
 
 
 FULL = b"action=452 4.3.1 Insufficient system storage\n\n"
@@ -78,22 +80,19 @@ async def reply(service: PolicyService, request: Request) -> bytes:
         ("joe@unexpected.example", RETRY),
     ],
 )
-async def test_access(recipient: str, expected: bytes, decider: Decider) -> None:
-    service = PolicyService(decider, read_status, QUEUE_SPACE)
+async def test_access(recipient: str, expected: bytes, service: PolicyService) -> None:
     request = access(recipient)
     assert await reply(service, request) == expected
     assert await reply(service, request) == expected
 
 
 @pytest.mark.parametrize("recipient", ["bounce+1@yes.example", "joe@no.example", "joe"])
-async def test_what_is_known_is_answered_at_once(recipient: str, decider: Decider) -> None:
-    service = PolicyService(decider, read_status, QUEUE_SPACE)
+async def test_what_is_known_is_answered_at_once(recipient: str, service: PolicyService) -> None:
     await reply(service, access(recipient))
     assert isinstance(service.respond(access(recipient)), bytes)
 
 
-async def test_check(decider: Decider, clock: FakeClock) -> None:
-    service = PolicyService(decider, read_status, QUEUE_SPACE)
+async def test_check(service: PolicyService, clock: FakeClock) -> None:
     request = check("YES.example")
     expected = "verdict=ALLOW\nreason=platform says yes\nsource={}\nage_seconds={}\n\n"
     assert await reply(service, request) == expected.format("platform", 0).encode()
@@ -102,72 +101,65 @@ async def test_check(decider: Decider, clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize("address", ["joe@yes.example", '"a@b"@YES.example.', "@yes.example"])
-async def test_of_an_address_its_domain_is_meant(decider: Decider, address: str) -> None:
-    service = PolicyService(decider, read_status, QUEUE_SPACE)
+async def test_of_an_address_its_domain_is_meant(service: PolicyService, address: str) -> None:
     assert b"verdict=ALLOW\n" in await reply(service, check(address))
     assert await reply(service, forget(address)) == b"result=forgotten\n\n"
 
 
-async def test_check_of_what_is_no_domain(decider: Decider) -> None:
-    assert await reply(PolicyService(decider, read_status, QUEUE_SPACE), check("joe@yes")) == (
+async def test_check_of_what_is_no_domain(service: PolicyService) -> None:
+    assert await reply(service, check("joe@yes")) == (
         b"verdict=DENY\nreason=not a domain name\nsource=malformed\nage_seconds=0\n\n"
     )
 
 
 @pytest.mark.usefixtures("_logged")
 async def test_malformed_is_logged_without_what_was_asked(
-    decider: Decider, caplog: pytest.LogCaptureFixture
+    service: PolicyService, caplog: pytest.LogCaptureFixture
 ) -> None:
     for recipient in ("s3cret", '"x@s3cret"', "x@s3cret"):
-        assert (
-            await reply(PolicyService(decider, read_status, QUEUE_SPACE), access(recipient))
-            == DUNNO
-        )
+        assert await reply(service, access(recipient)) == DUNNO
     assert 'verdict=DENY source=malformed reason="not a domain name"' in caplog.text
     assert "s3cret" not in caplog.text
 
 
 @pytest.mark.usefixtures("_logged")
 async def test_unexpected_error_at_once(
-    decider: Decider, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    service: PolicyService, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: str) -> str:
         raise KeyError("surprise")
 
     monkeypatch.setattr(policy, "recipient_domain", broken)
-    assert (
-        await reply(PolicyService(decider, read_status, QUEUE_SPACE), access("joe@yes.example"))
-        == RETRY
-    )
+    assert await reply(service, access("joe@yes.example")) == RETRY
     assert "KeyError: 'surprise'" in caplog.text
     assert "joe" not in caplog.text
 
 
 @pytest.mark.usefixtures("_logged")
 async def test_unexpected_error_later(
-    decider: Decider, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    decider: Decider,
+    service: PolicyService,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def broken() -> Answer:
         raise KeyError("surprise")
 
     monkeypatch.setattr(decider, "decide", lambda _: broken())
-    assert (
-        await reply(PolicyService(decider, read_status, QUEUE_SPACE), access("joe@yes.example"))
-        == RETRY
-    )
+    assert await reply(service, access("joe@yes.example")) == RETRY
     assert "a request could not be answered" in caplog.text
     assert "joe" not in caplog.text
     assert caplog.records[0].levelno == logging.ERROR
 
 
-async def test_a_domain_alone_is_no_address_however_well_it_is_known(decider: Decider) -> None:
-    service = PolicyService(decider, read_status, QUEUE_SPACE)
+async def test_a_domain_alone_is_no_address_however_well_it_is_known(
+    service: PolicyService,
+) -> None:
     assert await reply(service, access("joe@yes.example")) == OK
     assert await reply(service, access("yes.example")) == DUNNO
 
 
-async def test_forget(decider: Decider) -> None:
-    service = PolicyService(decider, read_status, QUEUE_SPACE)
+async def test_forget(decider: Decider, service: PolicyService) -> None:
     await reply(service, access("joe@yes.example"))
     for domain, answer in (
         ("YES.example", b"result=forgotten\n\n"),
@@ -190,15 +182,12 @@ async def test_no_room_is_a_reason_to_come_back_and_not_to_refuse(
         assert b"verdict=ALLOW\n" in await reply(service, check("yes.example"))
 
 
-async def test_status(decider: Decider) -> None:
-    answer = await reply(
-        PolicyService(decider, read_status, QUEUE_SPACE), (RequestType.STATUS, "", b"", False)
-    )
+async def test_status(service: PolicyService) -> None:
+    answer = await reply(service, (RequestType.STATUS, "", b"", False))
     assert Status(**json.loads(parse_reply(answer)["status"])) == WELL
 
 
-async def test_answers_are_counted(decider: Decider) -> None:
-    service = PolicyService(decider, read_status, QUEUE_SPACE)
+async def test_answers_are_counted(decider: Decider, service: PolicyService) -> None:
     for recipient in ("a@yes.example", "b@yes.example", "c@no.example", "d"):
         await reply(service, access(recipient))
     assert decider.answer_counts == {
@@ -210,8 +199,9 @@ async def test_answers_are_counted(decider: Decider) -> None:
 
 
 @pytest.mark.parametrize("known", [False, True])
-async def test_a_recipient_that_differs_in_case_gets_452(decider: Decider, known: bool) -> None:
-    service = PolicyService(decider, read_status, QUEUE_SPACE)
+async def test_a_recipient_that_differs_in_case_gets_452(
+    service: PolicyService, known: bool
+) -> None:
     if known:
         await reply(service, access("joe@yes.example"))
     for instance in (b"1", b"2"):
