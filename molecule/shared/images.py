@@ -79,18 +79,12 @@ def read_by_provisioning() -> Iterator[Path]:
             yield from (Path(folder, each) for each in read if not each.endswith((".md", ".pyc")))
 
 
-def keep_layer(written: Path, release: str) -> Path:
-    """Make a layer of what a host has written; remove those that were not used for longest."""
-    kept = layer(release)
-    with locked(PROVISIONED / "lock"):
-        if not kept.exists():
-            written.rename(kept)
-        kept.touch()
-        found = sorted(PROVISIONED.glob(f"{release}-*"), key=lambda path: -path.stat().st_mtime)
-        for old in found[LAYERS_KEPT:]:
-            if not in_use(old):
-                shutil.rmtree(old)
-    return kept
+def remove_old_layers(release: str) -> None:
+    """Remove the layers of a release that were not used for longest."""
+    found = sorted(PROVISIONED.glob(f"{release}-*"), key=lambda path: -path.stat().st_mtime)
+    for old in found[LAYERS_KEPT:]:
+        if not in_use(old):
+            shutil.rmtree(old)
 
 
 def in_use(root: Path) -> bool:

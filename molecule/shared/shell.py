@@ -55,13 +55,25 @@ def processes(wanted: Callable[[list[str]], bool]) -> list[int]:
     return sorted(found)
 
 
+def wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+    """Wait until something holds.
+
+    Raises:
+        TestHostError: it did not in STOP_SECONDS, with the text that says what does not.
+    """
+    deadline = time.monotonic() + STOP_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TestHostError(otherwise)
+        time.sleep(0.05)
+
+
 def kill(victims: list[int]) -> None:
     """Kill processes and wait until they are gone."""
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + STOP_SECONDS
-    while any(Path(f"/proc/{pid}/exe").exists() for pid in victims):
-        if time.monotonic() > deadline:
-            raise TestHostError(f"processes {victims} do not end; kill them by hand")
-        time.sleep(0.05)
+    wait_until(
+        lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in victims),
+        f"processes {victims} do not end; kill them by hand",
+    )

@@ -24,8 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from images import CHECKOUT, PROVISIONED, RELEASES, bare, keep_layer, layer
-from shell import STOP_SECONDS, TestHostError, kill, locked, processes, run
+from images import CHECKOUT, PROVISIONED, RELEASES, bare, layer, remove_old_layers
+from shell import TestHostError, kill, locked, processes, run, wait_until
 
 STUB = Path(__file__).resolve().with_name("platform_stub.py")
 LABS = Path("/var/lib/oempro-mx-testhosts")
@@ -370,15 +370,15 @@ class Host:
 
     def copy(self, release: str) -> None:
         """Make the host anew as a copy of a provisioned one; provision it if there is none yet."""
-        base = bare(release)
+        base, provisioned = bare(release), layer(release)
         with locked(PROVISIONED / f"lock-{release}"):
-            if not layer(release).exists():
-                self.make(release, [base])
+            if not provisioned.exists():
+                self.create(release)
                 self.provision()
-                self.save()
-                return
-        layer(release).touch()
-        self.make(release, [layer(release), base])
+                self.save(provisioned)
+            provisioned.touch()
+            remove_old_layers(release)
+        self.make(release, [provisioned, base])
 
     def make(self, release: str, layers: list[Path]) -> None:
         """Make the host anew over these layers, the highest first, and boot it."""
@@ -422,19 +422,13 @@ class Host:
         if done.returncode != 0:
             raise TestHostError(f"provisioning {self.name} failed:\n{done.stdout[-3000:]}")
 
-    def save(self) -> None:
-        """Keep what the host has written as a layer for copies; boot it again as one of them."""
-        release = (self.path / "release").read_text()
+    def save(self, kept: Path) -> None:
+        """Shut the host down in order, and keep what it has written as a layer for copies."""
         run(*self.ssh("systemctl poweroff"), check=False)  # which ends the connection, too
         wait_until(lambda: not self.processes(), f"{self.name} does not shut down")
         self.power_off()
         run("umount", "--recursive", str(self.root))
-        shutil.rmtree(self.path / "work")
-        kept = keep_layer(self.path / "upper", release)
-        shutil.rmtree(self.path / "upper", ignore_errors=True)
-        self.mount([kept, bare(release)])
-        self.start()
-        self.wait_for_ssh()
+        (self.path / "upper").rename(kept)
 
     def furnish(self) -> None:
         """Give the host its name, keys, name servers and the user who may sudo."""
@@ -616,19 +610,6 @@ class Host:
             "address": self.address,
             "address6": self.address6,
         }
-
-
-def wait_until(condition: Callable[[], bool], otherwise: str) -> None:
-    """Wait until something holds.
-
-    Raises:
-        TestHostError: it did not in STOP_SECONDS, with the text that says what does not.
-    """
-    deadline = time.monotonic() + STOP_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TestHostError(otherwise)
-        time.sleep(0.05)
 
 
 def list_hosts(lab: Lab) -> str:
