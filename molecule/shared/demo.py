@@ -325,12 +325,13 @@ class Progress:
 
     def hear(self, line: str) -> None:
         heading = re.match(r"(?:TASK|RUNNING HANDLER) \[(\w+) : ", line)
-        if heading and heading[1] != self._role:
+        # The tasks of a role that another one imports count as that one's.
+        if heading and heading[1] in self._roles and heading[1] != self._role:
             self.finish()
             self._role = heading[1]
             self._began = time.monotonic()
             self._tasks = self._changed = 0
-            number = self._roles.index(self._role) + 1 if self._role in self._roles else "?"
+            number = self._roles.index(self._role) + 1
             tell(f"role {number} of {len(self._roles)}: {self._role:<11}", end="")
         self._tasks += 1 if heading else 0
         self._changed += 1 if self._role and line.startswith("changed: ") else 0

@@ -51,9 +51,7 @@ def test_message_size_changes_one_file_and_reloads_one_service(
         run = site(**extra)
         assert run.changed == {
             "postfix : configure | Render main.cf",
-            "postfix : run | Look for files newer than what Postfix runs with",
-            "postfix : Reload Postfix",
-            "postfix : Remember what Postfix runs with",
+            "service : Load the files of postfix",
         }
         assert size_offered(mx) == limit
         assert processes(host) == before
@@ -182,7 +180,8 @@ def test_main_cf_that_was_edited_by_hand_is_put_right(
 DAMAGE = (
     "systemctl disable --now postfix dovecot supervisor",
     "apt-get -qq purge -y dovecot-pop3d",
-    "rm -rf /opt/mx-validator/mx_validator/server.py /etc/mx-validator /var/lib/oempro-mx",
+    "rm /opt/mx-validator/mx_validator/__main__.py",
+    "rm -r /etc/mx-validator /var/lib/oempro-mx",
     "rm -rf /etc/systemd/system/supervisor.service.d /etc/dovecot/users",
     ": > /etc/postfix/main.cf",
     "echo garbage > /etc/dovecot/dovecot.conf",

@@ -22,6 +22,7 @@ from probes import eventually
 
 PROJECT = Path(__file__).resolve().parents[3]
 PREFLIGHT = PROJECT / "roles" / "preflight" / "vars" / "main"
+SERVICES = ("firewall", "supervisor", "validator", "dovecot", "postfix")
 REQUIRED = ("mx_hostname", "oempro_url", "oempro_admin_api_key", "catchall_password")
 HIDDEN = "set, but not usable (its value is not shown)"
 
@@ -324,6 +325,13 @@ def test_each_role_is_validated() -> None:
         path.parents[1].name for path in PROJECT.glob("roles/*/meta/argument_specs.yml")
     } == set(listed)
     assert RULES.keys() <= OPTIONS.keys()
+
+
+def test_check_of_a_bare_host_says_which_services_would_be_loaded(
+    site: Callable[..., Any],
+) -> None:
+    loaded = {f"service : Load the files of {name}" for name in SERVICES}
+    assert loaded <= site("--check").changed
 
 
 def test_example_inventory_is_complete() -> None:
