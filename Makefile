@@ -66,7 +66,7 @@ lint: $(VENV)/installed
 	ruff format --check .
 	mypy
 	cd files/validator && mypy
-	shellcheck .ci/run roles/postfix/files/check-postfix-file roles/tls/files/*
+	shellcheck .ci/run roles/postfix/files/check-postfix-file roles/tls/files/* roles/validator/files/install-code
 	codespell --skip .git,$(VENV),.ansible --ignore-words-list anull,bu,iif,levl,succes
 	python docs/arguments.py --check
 	$(took)

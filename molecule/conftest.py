@@ -155,7 +155,11 @@ def site(host: Host) -> Any:
     """Run the playbook against the host, as an operator does."""
 
     def run(
-        *arguments: str, check: bool = True, inventory: Path = INVENTORY, **extra: object
+        *arguments: str,
+        check: bool = True,
+        inventory: Path = INVENTORY,
+        project: Path = PROJECT,
+        **extra: object,
     ) -> Run:
         name = host.backend.get_hostname()
         done = subprocess.run(
@@ -163,10 +167,10 @@ def site(host: Host) -> Any:
                 *("ansible-playbook", f"--inventory={inventory}", f"--limit={name}", "site.yml"),
                 *(f"--extra-vars={json.dumps(extra)}", *arguments),
             ],
-            cwd=PROJECT,
+            cwd=project,
             env={
                 **os.environ,
-                "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+                "ANSIBLE_CONFIG": str(project / "ansible.cfg"),
                 "ANSIBLE_FORCE_COLOR": "0",
             },
             stdin=subprocess.DEVNULL,

@@ -180,7 +180,7 @@ def test_main_cf_that_was_edited_by_hand_is_put_right(
 DAMAGE = (
     "systemctl disable --now postfix dovecot supervisor",
     "apt-get -qq purge -y dovecot-pop3d",
-    "rm /opt/mx-validator/mx_validator/__main__.py",
+    "rm /opt/mx-validator/current/mx_validator/__main__.py",
     "rm -r /etc/mx-validator /var/lib/oempro-mx",
     "rm -rf /etc/systemd/system/supervisor.service.d /etc/dovecot/users",
     ": > /etc/postfix/main.cf",
