@@ -13,7 +13,7 @@ from probes import Message, Mx
 COLLECTORS = 3
 BATCH = 100
 TIMEOUT_SECONDS = 20
-PAUSE_SECONDS = 0.3
+PAUSE_SECONDS = 1
 
 
 class Collector(threading.Thread):
