@@ -190,7 +190,7 @@ def test_a_further_package(host: Host, site: Callable[..., Any]) -> None:
     """One is added without naming the others; it is installed once."""
     further = {"base_extra_packages": ["tree"]}
     run = site("--tags=base_packages", **further)
-    assert run.changed == {"base : packages | Install those that are missing"}
+    assert run.changed == {"base : packages | Install the missing packages"}
     assert host.package("tree").is_installed
     assert site("--tags=base_packages", **further).recap["changed"] == 0
     host.check_output("apt-get -qq purge -y tree")
