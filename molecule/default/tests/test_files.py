@@ -20,13 +20,15 @@ end=$(awk '/^Install:.* postfix:/ {ours = 1} ours && /^End-Date:/ {print $2, $3;
 test -n "$end" &&
 find /boot /etc /home /opt /root /srv /usr /var -xdev -newermt "$end 1 second" ! -type d -print
 """
-# What Debian's programs write when they run, and where users and groups are listed.
+# What Debian's programs write when they run, where users and groups are listed, and what a copy of
+# a test host is given.
 FROM_DEBIAN = re.compile(
     r"/etc/(passwd|group|shadow|gshadow|subuid|subgid)-?$"
     r"|/var/(backups|cache|tmp)/|/var/lib/(apt|dovecot|dpkg|logrotate|postfix|systemd)/"
     r"|/var/log/(apt|journal|supervisor|unattended-upgrades)/|/var/log/(dpkg|alternatives)\.log$"
     r"|/var/log/(btmp|wtmp|lastlog)$|/var/spool/postfix/(?!dovecot/|mx-validator/)"
     r"|/(root|home/[^/]+)/\.(ansible|ssh)/"
+    r"|/etc/(hosts|hostname|machine-id|resolv\.conf|sudoers\.d/admin)$"
 )
 
 
