@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -517,9 +518,13 @@ def test_a_stuck_loop_ends_the_process(daemon: DaemonProcess) -> None:
 
 
 def test_launcher(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """It finds the code beside it, through the links that lead to it on a host."""
     launcher = Path(__file__).parent.parent / "bin" / "mx-validator"
-    source = daemon.environ["PYTHONPATH"]
-    here = tmp_path / "mx-validator"
-    here.write_text(launcher.read_text().replace("/opt/mx-validator", source))
-    command = [*daemon.command()[:1], "-I", str(here), "check-config", str(daemon.config)]
-    assert subprocess.run(command, timeout=PATIENCE, check=False).returncode == 0
+    code = tmp_path / "code"
+    (code / "bin").mkdir(parents=True)
+    shutil.copy(launcher, code / "bin")
+    (code / "mx_validator").symlink_to(Path(daemon.environ["PYTHONPATH"]) / "mx_validator")
+    (tmp_path / "current").symlink_to(code)
+    (tmp_path / "command").symlink_to(tmp_path / "current" / "bin" / "mx-validator")
+    command = [*daemon.command()[:1], "-I", str(tmp_path / "command"), "check-config"]
+    assert subprocess.run([*command, daemon.config], timeout=PATIENCE, check=False).returncode == 0
