@@ -126,6 +126,11 @@ class Mx:
             session.ehlo(greet)
             yield session
 
+    def size_offered(self) -> int:
+        """Return the largest message that EHLO says is taken, in bytes."""
+        with self.smtp() as session:
+            return int(session.esmtp_features["size"])
+
     def rcpt(self, recipient: str, sender: str = "") -> Reply:
         """Return the reply to one recipient, without sending a message."""
         with self.smtp() as session:

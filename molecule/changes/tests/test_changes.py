@@ -25,11 +25,6 @@ def processes(host: Host) -> tuple[str, str]:
     return host.check_output(MASTERS), host.check_output("supervisorctl pid mx-validator")
 
 
-def size_offered(mx: Mx) -> int:
-    with mx.smtp() as session:
-        return int(session.esmtp_features["size"])
-
-
 def works(mx: Mx, platform: StubClient, domain: str) -> None:
     """Mail for an authorised domain comes through, for a foreign one it does not."""
     platform.answer(domain, "allow")
@@ -53,7 +48,7 @@ def test_message_size_changes_one_file_and_reloads_one_service(
             "postfix : configure | Render main.cf",
             "service : Load the files of postfix",
         }
-        assert size_offered(mx) == limit
+        assert mx.size_offered() == limit
         assert processes(host) == before
 
 

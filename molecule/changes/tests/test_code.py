@@ -35,10 +35,14 @@ while sleep 2; do pkill -9 -u mx-validator; done
 """
 
 
+def packed(project: Path) -> str:
+    """Return what the role sends to a host: the archive of a project's code."""
+    return subprocess.check_output([sys.executable, PACK, project / "files/validator"], text=True)
+
+
 def archive(project: Path) -> bytes:
     """Return the content of the archive of a project's code."""
-    printed = subprocess.check_output([sys.executable, PACK, project / "files/validator"])
-    return gzip.decompress(base64.b64decode(printed))
+    return gzip.decompress(base64.b64decode(packed(project)))
 
 
 def copy_of_the_project(directory: Path) -> Path:
@@ -121,12 +125,11 @@ DAMAGE = (
 
 
 def test_damaged_code_is_replaced(host: Host, site: Callable[..., Any]) -> None:
-    printed = subprocess.check_output([sys.executable, PACK, PROJECT / "files/validator"])
-    install = "echo %s | sh -c %s install-code"
+    install = ("echo %s | sh -c %s install-code", packed(PROJECT), INSTALL.read_text())
     for damage in DAMAGE:
         host.check_output(f"cd -P /opt/mx-validator/current/mx_validator && {damage}")
-        assert host.check_output(install, printed.decode(), INSTALL.read_text()) == "installed"
-        assert host.check_output(install, printed.decode(), INSTALL.read_text()) == "unchanged"
+        assert host.check_output(*install) == "installed"
+        assert host.check_output(*install) == "unchanged"
     host.check_output(f"rm {DAMAGE[-1].split()[1]}")
     assert "validator : install | Install the code" in site("--tags=validator").changed
     host.check_output("pkill -9 -u mx-validator")

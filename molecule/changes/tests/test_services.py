@@ -22,23 +22,18 @@ def loaded(run: Any) -> set[str]:
     return {task.removeprefix(LOAD) for task in run.changed if task.startswith(LOAD)}
 
 
-def size_offered(mx: Mx) -> int:
-    with mx.smtp() as session:
-        return int(session.esmtp_features["size"])
-
-
 def test_run_that_was_cut_off_while_the_clock_was_behind(
     host: Host, mx: Mx, site: Callable[..., Any]
 ) -> None:
     """The file is there, looks old, and the service has not loaded it: the next run sees that."""
     changed = {"postfix_message_size_limit": OTHER_SIZE}
     site("--tags=postfix_config", **changed)
-    assert size_offered(mx) == SIZE
+    assert mx.size_offered() == SIZE
     host.check_output("touch --date=2001-01-01 /etc/postfix/main.cf")
     assert loaded(site("--tags=postfix", **changed)) == {"postfix"}
-    assert size_offered(mx) == OTHER_SIZE
+    assert mx.size_offered() == OTHER_SIZE
     assert loaded(site("--tags=postfix")) == {"postfix"}
-    assert size_offered(mx) == SIZE
+    assert mx.size_offered() == SIZE
 
 
 def test_file_that_was_changed_loaded_and_put_back(
@@ -46,11 +41,11 @@ def test_file_that_was_changed_loaded_and_put_back(
 ) -> None:
     """On disk all is as it was at the last run, but that is not what the service runs with."""
     host.check_output(f"postconf -e message_size_limit={OTHER_SIZE} && postfix reload")
-    eventually(lambda: size_offered(mx), lambda seen: seen == OTHER_SIZE)
+    eventually(mx.size_offered, lambda seen: seen == OTHER_SIZE)
     site("--tags=postfix_config")
-    assert size_offered(mx) == OTHER_SIZE
+    assert mx.size_offered() == OTHER_SIZE
     assert loaded(site("--tags=postfix")) == {"postfix"}
-    assert size_offered(mx) == SIZE
+    assert mx.size_offered() == SIZE
 
 
 def test_file_that_comes_and_goes_in_a_directory(host: Host, site: Callable[..., Any]) -> None:

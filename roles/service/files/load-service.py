@@ -139,10 +139,11 @@ def main(step: str, service: Service) -> None:
     if step == "record":
         record(service, lines)
         return
-    action = needed(service, lines ^ recorded(service))
+    differing = lines ^ recorded(service)
+    action = needed(service, differing)
     if step == "load":
         load(service, action)
-        if lines != recorded(service):
+        if differing:
             record(service, lines)
     print(action)
 
