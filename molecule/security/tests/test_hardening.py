@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from testinfra.host import Host
 
 from probes import Mx, eventually, unverified
 
-# Where the program runs, by release; 10 is the worst.
 UNITS = ("supervisor", "dovecot", "postfix")
-MOST_EXPOSURE = 4.0
+MOST_EXPOSURE = 4.0  # 10 is the worst
+LEAST_HARDENING = 61  # the index of a bare host is 59 on Debian 12, 60 on Debian 13
 
 
 def unit_of(host: Host, service: str) -> str:
@@ -80,9 +81,12 @@ def test_who_guesses_the_password_is_shut_out(
             return True
         return False
 
-    for source in outsiders[:2]:
+    def guess_on(source: str) -> None:
         for port in (993, 995, 993):
             guess(source, port)
+
+    with ThreadPoolExecutor() as pool:  # Dovecot lets each of them wait
+        list(pool.map(guess_on, outsiders[:2]))
     eventually(lambda: shut_out(outsiders[0]))
     assert not shut_out(outsiders[1])
     assert not shut_out(outsiders[2])
@@ -102,13 +106,10 @@ def test_security_updates_install_themselves(host: Host) -> None:
 def test_lynis_finds_nothing_about_mail(
     host: Host, record_property: Callable[[str, object], None]
 ) -> None:
-    host.check_output("lynis audit system --quick --quiet --report-file /root/lynis-after.dat")
-    before, after = (
-        host.file(f"/root/lynis-{when}.dat").content_string for when in ("before", "after")
-    )
-    assert re.findall(r"(?m)^(?:warning|suggestion)\[\]=MAIL-.*", after) == []
-    index = [
-        int(re.findall(r"(?m)^hardening_index=(\d+)", report)[0]) for report in (before, after)
-    ]
-    record_property("lynis", f"hardening index {index[0]} before, {index[1]} after")
-    assert index[1] > index[0]
+    host.check_output("apt-get -qq update && apt-get -qq install --no-install-recommends lynis")
+    host.check_output("lynis audit system --quick --quiet --report-file /root/lynis.dat")
+    report = host.file("/root/lynis.dat").content_string
+    assert re.findall(r"(?m)^(?:warning|suggestion)\[\]=MAIL-.*", report) == []
+    index = int(re.findall(r"(?m)^hardening_index=(\d+)", report)[0])
+    record_property("lynis", f"hardening index {index}")
+    assert index >= LEAST_HARDENING
