@@ -129,6 +129,7 @@ def network_cut(scene: Scene) -> None:
     """No packet of SMTP gets through, from the middle of somebody's message until he gives up."""
     table = f"{scene.host.lab.table}_cut_{scene.host.index}"
     address = scene.host.address
+    scene.senders.dawdle.set()
     eventually(lambda: scene.senders.in_data)
     run(
         *("nft", "-f", "-"),
@@ -145,6 +146,7 @@ def network_cut(scene: Scene) -> None:
         }}""",
     )
     try:
+        scene.senders.dawdle.clear()
         time.sleep(TIMEOUT_SECONDS + 1)
     finally:
         run("nft", "delete", "table", "inet", table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from faults import APT
 from scene import RECOVERY_SECONDS, Disaster, Scene
 
 PACKAGES = "postfix postfix-pcre dovecot-core dovecot-imapd dovecot-lmtpd dovecot-pop3d supervisor"
@@ -80,11 +81,10 @@ def credentials_changed(scene: Scene) -> None:
 
 def packages_upgraded(scene: Scene) -> None:
     """From the version before, where there is one, with all maintainer scripts, to the newest."""
-    install = "DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes"
     others = scene.shell(OTHER_VERSIONS.replace("PACKAGES", PACKAGES)).split()
-    scene.shell(f"{install} --reinstall --allow-downgrades {' '.join(others)}")
+    scene.shell(f"{APT} install --reinstall --allow-downgrades {' '.join(others)}")
     scene.accepted_again()
-    scene.shell(f"{install} {PACKAGES}")
+    scene.shell(f"{APT} install {PACKAGES}")
     # Debian's dovecot-imapd stops Dovecot then, and leaves it to the operator to start it again.
     scene.shell(f"dpkg-reconfigure --frontend=noninteractive {PACKAGES} && systemctl start dovecot")
     scene.cannot_send()

@@ -20,6 +20,7 @@ SENDERS = 12
 TIMEOUT_SECONDS = 12  # far less than real ones wait, so that a cut network breaks connections
 PAUSE_SECONDS = 2  # at most, between two messages of a sender
 RETRY_SECONDS = 1.0
+DAWDLE_SECONDS = 1.0
 DRAIN_SECONDS = 120  # until everything is accepted, when nothing breaks any more
 PENDING = 20  # a sender with so many messages to try again begins no new ones
 CHUNK = 65536
@@ -52,8 +53,17 @@ def foreign_domains(suffix: str) -> list[str]:
 class Sender(threading.Thread):
     """One mail server with one connection at a time; all it does follows from its seed."""
 
-    def __init__(self, mx: Mx, ledger: Ledger, suffix: str, seed: int, number: int) -> None:
+    def __init__(
+        self,
+        mx: Mx,
+        ledger: Ledger,
+        suffix: str,
+        seed: int,
+        number: int,
+        dawdle: threading.Event,
+    ) -> None:
         super().__init__(daemon=True)
+        self._dawdle = dawdle
         self._mx = mx
         self._ledger = ledger
         self._suffix = suffix
@@ -148,6 +158,8 @@ class Sender(threading.Thread):
         try:
             for begin in range(0, len(content), CHUNK):
                 session.send(content[begin : begin + CHUNK])
+            if self._dawdle.is_set():
+                time.sleep(DAWDLE_SECONDS)
         finally:
             self.in_data = False
         try:
@@ -175,7 +187,11 @@ class Senders:
     """All mail servers that send at the same time."""
 
     def __init__(self, mx: Mx, ledger: Ledger, suffix: str, seed: int) -> None:
-        self._threads = [Sender(mx, ledger, suffix, seed, number) for number in range(SENDERS)]
+        # While it is set, all of them wait before the end of a message.
+        self.dawdle = threading.Event()
+        self._threads = [
+            Sender(mx, ledger, suffix, seed, number, self.dawdle) for number in range(SENDERS)
+        ]
 
     @property
     def in_data(self) -> int:

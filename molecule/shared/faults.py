@@ -20,6 +20,8 @@ MESSAGE = b"Subject: test\r\n\r\nHello.\r\n"
 SENDERS = 8
 PAUSE_SECONDS = 0.05  # of a sender between two messages: a steady stream, not a flood
 BOOT_SECONDS = 120
+# The host may be updating itself.
+APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --yes --option=DPkg::Lock::Timeout=300"
 
 
 class Flow:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from faults import APT
 from platform_stub import StubClient
 from probes import Mx, eventually
 
@@ -159,7 +160,7 @@ def test_main_cf_that_was_edited_by_hand_is_put_right(
 
 DAMAGE = (
     "systemctl disable --now postfix dovecot supervisor",
-    "apt-get -qq purge -y dovecot-pop3d",
+    f"{APT} purge dovecot-pop3d",
     "rm /opt/mx-validator/current/mx_validator/__main__.py",
     "rm -r /etc/mx-validator /var/lib/oempro-mx",
     "rm -rf /etc/systemd/system/supervisor.service.d /etc/dovecot/users",
@@ -172,7 +173,7 @@ DAMAGE = (
 def test_run_repairs_what_a_half_finished_one_left(
     host: Host, mx: Mx, platform: StubClient, domain: str, site: Callable[..., Any]
 ) -> None:
-    host.check_output("export DEBIAN_FRONTEND=noninteractive; set -e; " + "; ".join(DAMAGE))
+    host.check_output("set -e; " + "; ".join(DAMAGE))
     site()
     works(mx, platform, domain)
     mx.fetch_pop3()
@@ -188,7 +189,7 @@ def test_a_further_package(host: Host, site: Callable[..., Any]) -> None:
     assert run.changed == {"base : packages | Install the missing packages"}
     assert host.package("tree").is_installed
     assert site("--tags=base_packages", **further).recap["changed"] == 0
-    host.check_output("apt-get -qq purge -y tree")
+    host.check_output(f"{APT} purge tree")
 
 
 def test_failure_with_a_secret_in_hand_says_why(

@@ -19,6 +19,7 @@ from testinfra.host import Host
 import testhost
 from collector import Collectors
 from disasters import DISASTERS, plan
+from faults import APT
 from ledger import Ledger
 from platform_stub import StubClient
 from probes import Mx, eventually
@@ -63,7 +64,7 @@ def test_accepted_means_delivered(
 ) -> None:
     if "MX_INVENTORY" in os.environ:
         pytest.skip("breaks what only a test host has")
-    host.check_output("apt-get install --quiet=2 --yes libfaketime")
+    host.check_output(f"{APT} install libfaketime")
     name = host.backend.get_hostname()
     suffix = f"chaos-{SEED}.{name}.example"
     platform.default("allow")

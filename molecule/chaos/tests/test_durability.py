@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 from testinfra.host import Host
 
-from faults import MESSAGE
+from faults import APT, MESSAGE
 from platform_stub import StubClient
 from probes import Mx, eventually
 
@@ -49,7 +49,7 @@ def calls(trace: str) -> list[Call]:
 @pytest.fixture
 def traced(host: Host) -> Iterator[None]:
     """Trace both masters, with them whatever they start from now on, and the queue manager."""
-    host.check_output("apt-get install --quiet=2 --yes strace")
+    host.check_output(f"{APT} install strace")
     running = host.check_output("pgrep -x 'master|dovecot|qmgr'").split()
     host.check_output(
         f"systemd-run --unit=mx-trace strace -f -y -s 80 -o {TRACE} -e trace={CALLS} "

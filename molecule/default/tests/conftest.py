@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-CORPUS = "flufl.bounce==6.0.0"  # its source archive has the samples, the wheel has not
+# Its source archive has the samples, the wheel has not.
+CORPUS, VERSION = "flufl.bounce", "6.0.0"
 SAMPLES = 100  # at least so many
 
 
@@ -25,8 +26,8 @@ def bounce_corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             "download",
             "--quiet",
             "--no-deps",
-            "--no-binary=:all:",
-            CORPUS,
+            f"--no-binary={CORPUS}",
+            f"{CORPUS}=={VERSION}",
         ],
         cwd=folder,
         check=True,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from faults import APT
 from probes import Mx, eventually, unverified
 
 UNITS = ("supervisor", "dovecot", "postfix")
@@ -106,7 +107,7 @@ def test_security_updates_install_themselves(host: Host) -> None:
 def test_lynis_finds_nothing_about_mail(
     host: Host, record_property: Callable[[str, object], None]
 ) -> None:
-    host.check_output("apt-get -qq update && apt-get -qq install --no-install-recommends lynis")
+    host.check_output(f"{APT} update && {APT} install --no-install-recommends lynis")
     host.check_output("lynis audit system --quick --quiet --report-file /root/lynis.dat")
     report = host.file("/root/lynis.dat").content_string
     assert re.findall(r"(?m)^(?:warning|suggestion)\[\]=MAIL-.*", report) == []
