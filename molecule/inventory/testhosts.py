@@ -28,6 +28,8 @@ SENDERS = {
     "sender-exim": {"testhost_release": "trixie", "sender_package": "exim4-daemon-light"},
     "sender-opensmtpd": {"testhost_release": "trixie", "sender_package": "opensmtpd"},
 }
+# And one with the programs that fetch mail.
+COLLECTORS = {"collector": {"testhost_release": "bookworm"}}
 
 listing = subprocess.run([TESTHOST, "list"], capture_output=True, text=True, check=False)
 if listing.returncode != 0:
@@ -38,7 +40,7 @@ access = {
     "ansible_ssh_private_key_file": f"{lab['folder']}/ssh_key",
     "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab['folder']}/known_hosts",
 }
-for name, settings in SENDERS.items():
+for name, settings in [*SENDERS.items(), *COLLECTORS.items()]:
     settings["ansible_user"] = "root"
     if name in found:
         settings["ansible_host"] = found[name]["address"]
@@ -59,7 +61,8 @@ print(
                 },
             },
             "senders": {"hosts": list(SENDERS), "vars": access},
-            "_meta": {"hostvars": {**HOSTS, **SENDERS}},
+            "collectors": {"hosts": list(COLLECTORS), "vars": access},
+            "_meta": {"hostvars": {**HOSTS, **SENDERS, **COLLECTORS}},
         }
     )
 )
