@@ -528,9 +528,29 @@ async def test_redirect_to_another_host_does_not_get_the_key(
 ) -> None:
     server = script([http(302, b"", b"Location: " + stub.url.encode())])
     assert await client(server.url).check_domain("x.example") == deferred(
-        "platform answered 302", "http_error"
+        f"platform answered 302, a redirect to {stub.url}: set oempro_url to it", "http_error"
     )
     assert stub.client.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("location", "named"),
+    [
+        ("https://oempro.example.com/api?domain=x.example", "https://oempro.example.com/"),
+        ("https://[2001:db8::1]:8443", "https://[2001:db8::1]:8443/"),
+        ("//oempro.example.com/", ""),
+        ("https://user:key@oempro.example.com/", ""),
+        ("https://oempro.example.com\x1b[31m/", ""),
+        ("https://" + "x" * 300 + "/", ""),
+    ],
+)
+async def test_redirect_is_named_without_path_and_user(
+    script: Callable[..., Script], client: Client, location: str, named: str
+) -> None:
+    server = script([http(301, b"", b"Location: " + location.encode())])
+    outcome = await client(server.url).check_domain("x.example")
+    said = f", a redirect to {named}: set oempro_url to it" if named else ""
+    assert outcome == deferred(f"platform answered 301{said}", "http_error")
 
 
 async def test_cookies_are_not_sent_back(script: Callable[..., Script], client: Client) -> None:

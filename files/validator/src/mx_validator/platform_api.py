@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import http.client
 import http.cookiejar
+import re
 import socket
 import ssl
 import threading
@@ -43,6 +44,7 @@ START_INTERVAL_SECONDS = 0.01
 # too late for one request is cached for the next.
 LOOKUP_SECONDS = 12.0
 CONNECT_SECONDS = 3.0  # for each address of the platform's host
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_CHECK_BYTES = 65536  # a verdict has 100
 LIST_SECONDS = 30.0  # no request waits for the list
 MAX_LIST_BYTES = 4 * 1024 * 1024
@@ -314,6 +316,9 @@ class PlatformClient:
             **call.arguments,
         ) as response:
             status = response.status_code
+            if target := _redirect(status, response.headers.get("Location", "")):
+                reason = f"platform answered {status}, a redirect to {target}: set oempro_url to it"
+                return Outcome(Verdict.DEFER, reason, "http_error")
             if status not in call.parsed_statuses:
                 return call.parse(status, b"")
             body = response.raw.read(call.max_bytes + 1, decode_content=False)
@@ -325,6 +330,18 @@ class PlatformClient:
                 reason = f"platform answered {status}, but was cut short"
                 return Outcome(Verdict.DEFER, reason, "no_verdict")
             return call.parse(status, body)
+
+
+def _redirect(status: int, location: str) -> str:
+    """Return scheme and authority of the URL that a response redirects to; nothing if it does not.
+
+    The key goes nowhere else than to the URL that was configured (RFC 9110 15.4 leaves it to the
+    client whether it follows a redirect).
+    """
+    if status not in REDIRECTS:
+        return ""
+    found = re.match(r"https?://[A-Za-z0-9.:\[\]-]{1,255}(?=/|\Z)", location)
+    return f"{found[0]}/" if found else ""
 
 
 def _session(endpoint: Endpoint) -> requests.Session:
