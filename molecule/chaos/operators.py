@@ -58,10 +58,11 @@ def postfix_by_hand(scene: Scene) -> None:
 
 
 def ruleset_flushed(scene: Scene) -> None:
-    """Debian's nftables.conf begins with `flush ruleset`; then our table is loaded again."""
+    """Debian's nftables.conf begins with `flush ruleset`; our table comes back by itself."""
     scene.shell("systemctl restart nftables")
+    there = "nft list table inet oempro_mx > /dev/null"
+    scene.shell(f"timeout {RECOVERY_SECONDS} sh -c 'until {there}; do sleep 0.1; done'")
     scene.accepted_again()
-    scene.shell("systemctl reload oempro-mx-firewall")
     scene.cannot_send()
 
 
