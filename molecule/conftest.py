@@ -22,6 +22,10 @@ from probes import Mx, eventually
 PROJECT = Path(__file__).resolve().parents[1]
 INVENTORY = PROJECT / os.environ.get("MX_INVENTORY", "molecule/inventory")
 TESTHOST = PROJECT / "molecule" / "shared" / "testhost.py"
+# What systemd writes whenever it likes.
+BY_ITSELF = (
+    "-not -path '/var/lib/systemd/*' -not -path '/var/tmp/*' -not -path '/var/log/journal/*'"
+)
 LOGS = ("/var/log/postfix.log", "/var/log/dovecot.log", "/var/log/mx-validator/mx-validator.log")
 
 
@@ -188,3 +192,20 @@ def site(host: Host) -> Any:
         return result
 
     return run
+
+
+@pytest.fixture
+def untouched(host: Host) -> Iterator[None]:
+    """Assert after the test that the host is as it was."""
+
+    def state() -> set[str]:
+        """Packages, files, and what is in those of /etc."""
+        return {
+            *host.check_output("dpkg-query -W").splitlines(),
+            *host.check_output(f"find /etc /opt /usr /var -xdev {BY_ITSELF}").splitlines(),
+            *host.check_output("find /etc -xdev -type f -exec sha256sum {} +").splitlines(),
+        }
+
+    before = state()
+    yield
+    assert state() == before

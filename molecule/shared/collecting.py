@@ -104,7 +104,9 @@ class Collector:
         return f"php /usr/local/lib/collect.php {shlex.join(map(str, arguments))}"
 
     def _fetchmail(self, values: dict[str, object]) -> str:
-        return self._configured(FETCHMAIL, values, "fetchmail --fetchmailrc {} --nodetach")
+        return self._configured(
+            FETCHMAIL, values, "fetchmail --fetchmailrc {} --nodetach --pidfile pid --idfile ids"
+        )
 
     def _getmail(self, values: dict[str, object]) -> str:
         return self._configured(GETMAIL, values, "getmail --getmaildir . --rcfile {}")

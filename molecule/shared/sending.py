@@ -6,7 +6,25 @@ import subprocess
 from dataclasses import dataclass
 
 import testhost
-from probes import Reply, Smtp
+from probes import Mx, Reply, Smtp
+
+
+def msmtp(mx: Mx, sender: str, recipient: str, data: bytes) -> Reply:
+    """Send a message from the host with the collectors, with a client that is no mail server."""
+    options = f"--host={mx.address} --tls=on --tls-certcheck=off --from='{sender}'"
+    return handed_over("collector", f"msmtp {options} -- '{recipient}'", data)
+
+
+def handed_over(host: str, command: str, data: bytes) -> Reply:
+    """Hand a message to a program of a test host; what it says is taken for a refusal."""
+    done = subprocess.run(
+        testhost.Host(testhost.this_lab(), host).ssh(command),
+        input=data.replace(b"\r\n", b"\n"),
+        capture_output=True,
+        check=False,
+    )
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    return Reply(554 if done.returncode or said else 250, said)
 
 
 @dataclass(frozen=True)
@@ -18,14 +36,7 @@ class Sender:
     def sendmail(self, sender: str, recipient: str, data: bytes) -> Reply:
         """Hand a message to sendmail(1), as cron, PHP and vacation programs do."""
         command = f"sendmail -i -f '{sender or '<>'}' -- '{recipient}'"
-        done = subprocess.run(
-            testhost.Host(testhost.this_lab(), self.name).ssh(command),
-            input=data.replace(b"\r\n", b"\n"),
-            capture_output=True,
-            check=False,
-        )
-        said = (done.stdout + done.stderr).decode(errors="replace")
-        return Reply(554 if done.returncode or said else 250, said)
+        return handed_over(self.name, command, data)
 
     def submit(self, sender: str, recipient: str, data: bytes) -> Reply:
         """Hand a message to port 25 of the mail server, as its clients do."""

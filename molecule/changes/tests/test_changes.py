@@ -7,6 +7,7 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +99,20 @@ def test_many_changes_at_once_and_back(
     works(mx, platform, domain)
     assert processes(host) == before  # nothing was restarted, neither there nor back
     assert site().recap["changed"] == 0
+
+
+def test_password_that_looks_like_a_template(
+    mx: Mx, site: Callable[..., Any], tmp_path: Path
+) -> None:
+    """In a file of variables, with !unsafe, as the example inventory has it."""
+    changed = replace(mx, password="{{ mx }} and {% raw %}")
+    variables = tmp_path / "vault.yml"
+    variables.write_text(f"catchall_password: !unsafe '{changed.password}'\n")
+    run = site("--tags=dovecot", f"--extra-vars=@{variables}")
+    assert changed.password not in run.output
+    assert changed.count() >= 0
+    site("--tags=dovecot")
+    assert mx.count() >= 0
 
 
 def test_renamed_user_gets_the_mail(

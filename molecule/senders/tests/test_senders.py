@@ -8,7 +8,7 @@ import pytest
 
 from platform_stub import StubClient
 from probes import Mx
-from sending import Sender
+from sending import Sender, msmtp
 
 # Whatever a sending server would put in is there already.
 COMMON = (
@@ -98,6 +98,18 @@ def test_all_of_it_arrives(mailbox: Mx, platform: StubClient, domain: str, sende
         assert found[recipient].return_path == mail.return_path, name
         assert found[recipient].sent.endswith((COMMON + mail.data).encode()), name
     assert mailbox.count() == len(sent)
+
+
+def test_client_that_is_no_mail_server(mailbox: Mx, platform: StubClient, domain: str) -> None:
+    platform.answer(domain, "allow")
+    data = (COMMON + EIGHT_BIT).encode()
+    reply = msmtp(mailbox, "joe@isp.example", f"reply@{domain}", data)
+    assert reply.code == 250, reply
+    (message,) = mailbox.fetch_when(1)
+    assert (message.return_path, message.original_to) == ("<joe@isp.example>", f"reply@{domain}")
+    assert message.sent.endswith(data)
+    refused = msmtp(mailbox, "joe@isp.example", f"reply@foreign.{domain}", data)
+    assert "554 5.7.1" in refused.text
 
 
 @pytest.mark.parametrize("sender", POSTFIX, indirect=True)
