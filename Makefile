@@ -47,10 +47,10 @@ demo: setup
 demo-down:
 	python3 molecule/shared/demo.py down
 
-# Two at a time: much of a scenario is waiting. What a target prints comes when it has ended.
+# Three at a time: much of a scenario is waiting. What a target prints comes when it has ended.
 test: setup
 	@rm -rf $(TIMES)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit molecule; status=$$?; \
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target lint unit molecule; status=$$?; \
 	    echo 'What took how long:'; sort --numeric-sort --reverse $(TIMES)/table; exit $$status
 
 lint: $(VENV)/installed
