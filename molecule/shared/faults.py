@@ -23,6 +23,19 @@ BOOT_SECONDS = 120
 # The host may be updating itself.
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --yes --option=DPkg::Lock::Timeout=300"
 
+# Postfix's programs that bring mail elsewhere, to another host or into a file.
+SENDING = {"smtp", "local", "virtual", "pipe", "qmqpd"}
+
+
+def services_that_send(services: str) -> list[str]:
+    """Return what could send among the services that `postconf -M` lists."""
+    fields = [line.split() for line in services.splitlines()]
+    return [
+        " ".join(service)
+        for service in fields
+        if service[7] in SENDING or (service[7] == "lmtp" and service[0] != "catchall")
+    ]
+
 
 class Flow:
     """Senders that send one message after another, as mail servers do, and note every answer."""

@@ -26,7 +26,7 @@ FROM_DEBIAN = re.compile(
     r"/etc/(passwd|group|shadow|gshadow|subuid|subgid)-?$"
     r"|/var/(backups|cache|tmp)/|/var/lib/(apt|dovecot|dpkg|logrotate|postfix|systemd)/"
     r"|/var/log/(apt|journal|supervisor|unattended-upgrades)/|/var/log/(dpkg|alternatives)\.log$"
-    r"|/var/log/(btmp|wtmp|lastlog)$|/var/spool/postfix/(?!dovecot/|mx-validator/)"
+    r"|/var/log/(btmp|wtmp(\.db)?|lastlog)$|/var/spool/postfix/(?!dovecot/|mx-validator/)"
     r"|/(root|home/[^/]+)/\.(ansible|ssh)/"
     r"|/etc/(hosts|hostname|machine-id|resolv\.conf|sudoers\.d/admin)$"
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from testinfra.host import Host
 
+from faults import services_that_send
 from platform_stub import StubClient
 from probes import Mx, eventually
 
@@ -162,7 +163,6 @@ def test_undeliverable_mail_comes_back_to_nobody(
 def test_no_program_that_could_send(host: Host) -> None:
     # The package's own script, as an upgrade runs it, may add services.
     host.check_output("DEBIAN_FRONTEND=noninteractive dpkg-reconfigure postfix")
-    services = host.check_output("postconf -M").splitlines()
-    commands = {line.split()[7] for line in services}
-    assert commands.isdisjoint({"smtp", "local", "virtual", "pipe", "qmqpd"})
-    assert [line.split()[0] for line in services if line.split()[7] == "lmtp"] == ["catchall"]
+    services = host.check_output("postconf -M")
+    assert "catchall" in services
+    assert services_that_send(services) == []
