@@ -16,7 +16,7 @@ from typing import Self
 from ledger import Ledger
 from probes import Mx, Reply, Smtp, unverified
 
-SENDERS = 12
+SENDERS = 8
 TIMEOUT_SECONDS = 12  # far less than real ones wait, so that a cut network breaks connections
 PAUSE_SECONDS = 2  # at most, between two messages of a sender
 RETRY_SECONDS = 1.0

@@ -31,7 +31,7 @@ WAYS_TO_BE_AWAY = (
 )
 BACK_SECONDS = 60  # until everything is normal once the platform is back
 GRACE_SECONDS = 4  # validator_deny_grace_seconds of the test hosts
-FLOOD_DOMAINS = 100_000
+FLOOD_DOMAINS = 50_000
 RATE, BURST = 20, 200  # the role's defaults
 FIRST_MAILS = 800  # for as many domains, from so many senders at once
 SENDERS = 8
