@@ -47,7 +47,7 @@ def archive(project: Path) -> bytes:
 
 def copy_of_the_project(directory: Path) -> Path:
     ignored = shutil.ignore_patterns(".*", "__pycache__", "molecule")
-    return Path(shutil.copytree(PROJECT, directory, ignore=ignored))
+    return Path(shutil.copytree(PROJECT, directory, symlinks=True, ignore=ignored))
 
 
 def release(directory: Path, name: str) -> Path:
