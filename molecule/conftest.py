@@ -24,8 +24,6 @@ INVENTORY = PROJECT / os.environ.get("MX_INVENTORY", "molecule/inventory")
 TESTHOST = PROJECT / "molecule" / "shared" / "testhost.py"
 # What systemd and logins write whenever they like.
 BY_ITSELF = "-not -path '/var/lib/systemd/*' -not -path '/var/log/journal/*' -not -name 'wtmp*'"
-    "-not -path '/var/lib/systemd/*' -not -path '/var/tmp/*' -not -path '/var/log/journal/*'"
-)
 LOGS = ("/var/log/postfix.log", "/var/log/dovecot.log", "/var/log/mx-validator/mx-validator.log")
 
 
