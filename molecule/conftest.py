@@ -17,6 +17,7 @@ import pytest
 from testinfra.host import Host
 
 from platform_stub import StubClient
+from playbooks import ansible_playbook
 from probes import Mx, eventually
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -164,22 +165,15 @@ def site(host: Host) -> Any:
         **extra: object,
     ) -> Run:
         name = host.backend.get_hostname()
-        done = subprocess.run(
-            [
-                *("ansible-playbook", f"--inventory={inventory}", f"--limit={name}", "site.yml"),
-                *(f"--extra-vars={json.dumps(extra)}", *arguments),
-            ],
-            cwd=project,
+        done = ansible_playbook(
+            project,
+            *(f"--inventory={inventory}", f"--limit={name}", "site.yml"),
+            *(f"--extra-vars={json.dumps(extra)}", *arguments),
             env={
                 **os.environ,
                 "ANSIBLE_CONFIG": str(project / "ansible.cfg"),
                 "ANSIBLE_FORCE_COLOR": "0",
             },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
         )
         line = re.search(rf"(?m)^{name}\s+: (.*)$", done.stdout)
         recap = dict(re.findall(r"(\w+)=(\d+)", line[1])) if line else {}

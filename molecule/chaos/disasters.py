@@ -129,7 +129,7 @@ def network_cut(scene: Scene) -> None:
     """No packet of SMTP gets through, from the middle of somebody's message until he gives up."""
     table = f"{scene.host.lab.table}_cut_{scene.host.index}"
     address = scene.host.address
-    scene.senders.dawdle.set()
+    scene.senders.dawdle(True)
     eventually(lambda: scene.senders.in_data)
     run(
         *("nft", "-f", "-"),
@@ -146,7 +146,7 @@ def network_cut(scene: Scene) -> None:
         }}""",
     )
     try:
-        scene.senders.dawdle.clear()
+        scene.senders.dawdle(False)
         time.sleep(TIMEOUT_SECONDS + 1)
     finally:
         run("nft", "delete", "table", "inet", table)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from collector import Collectors
-from faults import services_that_send
+from faults import OUTSIDE, services_that_send
 from ledger import Ledger
 from platform_stub import StubClient
 from probes import Mx, eventually
@@ -18,7 +18,6 @@ from shell import run
 from testhost import Host
 
 RECOVERY_SECONDS = 60  # until mail is accepted again without anybody's help
-OUTSIDE = "192.0.2.99"  # nothing listens there: an attempt to connect is counted all the same
 
 
 @dataclass(frozen=True)

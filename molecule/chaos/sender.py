@@ -53,17 +53,8 @@ def foreign_domains(suffix: str) -> list[str]:
 class Sender(threading.Thread):
     """One mail server with one connection at a time; all it does follows from its seed."""
 
-    def __init__(
-        self,
-        mx: Mx,
-        ledger: Ledger,
-        suffix: str,
-        seed: int,
-        number: int,
-        dawdle: threading.Event,
-    ) -> None:
+    def __init__(self, mx: Mx, ledger: Ledger, suffix: str, seed: int, number: int) -> None:
         super().__init__(daemon=True)
-        self._dawdle = dawdle
         self._mx = mx
         self._ledger = ledger
         self._suffix = suffix
@@ -73,6 +64,7 @@ class Sender(threading.Thread):
         self._ending = threading.Event()
         self.pending: deque[Mail] = deque()
         self.in_data = False
+        self.dawdles = False
 
     def stop(self) -> None:
         """Begin nothing new; the thread ends when nothing is left to try again."""
@@ -158,7 +150,7 @@ class Sender(threading.Thread):
         try:
             for begin in range(0, len(content), CHUNK):
                 session.send(content[begin : begin + CHUNK])
-            if self._dawdle.is_set():
+            if self.dawdles:
                 time.sleep(DAWDLE_SECONDS)
         finally:
             self.in_data = False
@@ -187,16 +179,17 @@ class Senders:
     """All mail servers that send at the same time."""
 
     def __init__(self, mx: Mx, ledger: Ledger, suffix: str, seed: int) -> None:
-        # While it is set, all of them wait before the end of a message.
-        self.dawdle = threading.Event()
-        self._threads = [
-            Sender(mx, ledger, suffix, seed, number, self.dawdle) for number in range(SENDERS)
-        ]
+        self._threads = [Sender(mx, ledger, suffix, seed, number) for number in range(SENDERS)]
 
     @property
     def in_data(self) -> int:
         """How many are in the middle of a message."""
         return sum(thread.in_data for thread in self._threads)
+
+    def dawdle(self, wanted: bool) -> None:
+        """Let all of them wait before the end of a message, or no longer."""
+        for thread in self._threads:
+            thread.dawdles = wanted
 
     def __enter__(self) -> Self:
         for thread in self._threads:

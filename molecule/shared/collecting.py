@@ -77,7 +77,6 @@ class Collector:
         directory = f"/home/{USER}/{uuid.uuid4().hex}"
         values = {
             "address": mx.address,
-            "hostname": mx.hostname,
             "username": mx.username,
             "password": password or mx.password,
             "protocol": self.protocol,

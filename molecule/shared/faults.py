@@ -23,6 +23,10 @@ BOOT_SECONDS = 120
 # The host may be updating itself.
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --yes --option=DPkg::Lock::Timeout=300"
 
+# Nothing listens there: an attempt to connect is counted all the same.
+OUTSIDE = "192.0.2.99"
+# Why mail waits that would have to leave the host.
+NO_WAY = "this host sends no mail"
 # Postfix's programs that bring mail elsewhere, to another host or into a file.
 SENDING = {"smtp", "local", "virtual", "pipe", "qmqpd"}
 

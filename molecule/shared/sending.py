@@ -6,13 +6,14 @@ import subprocess
 from dataclasses import dataclass
 
 import testhost
+from collecting import HOST
 from probes import Mx, Reply, Smtp
 
 
 def msmtp(mx: Mx, sender: str, recipient: str, data: bytes) -> Reply:
     """Send a message from the host with the collectors, with a client that is no mail server."""
     options = f"--host={mx.address} --tls=on --tls-certcheck=off --from='{sender}'"
-    return handed_over("collector", f"msmtp {options} -- '{recipient}'", data)
+    return handed_over(HOST, f"msmtp {options} -- '{recipient}'", data)
 
 
 def handed_over(host: str, command: str, data: bytes) -> Reply:

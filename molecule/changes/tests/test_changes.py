@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-from faults import APT
+from faults import APT, MESSAGE
 from platform_stub import StubClient
 from probes import Mx, eventually
 
-MESSAGE = b"Subject: test\r\n\r\nHello.\r\n"
 MEBIBYTE = 1024 * 1024
 MASTERS = "systemctl show --property MainPID --value dovecot; cat /var/spool/postfix/pid/master.pid"
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from faults import MESSAGE
 from platform_stub import StubClient
 from probes import Mx, Smtp, eventually
 
-MESSAGE = b"Subject: test\r\n\r\nHello.\r\n"
 SENDERS = ("", "bounce@isp.example", "a@no-such-tld", "o'neil+x=y@sub.isp.example")
 
 

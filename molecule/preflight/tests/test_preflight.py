@@ -7,7 +7,6 @@ inventories: each is a host of its own in it, reached at the address of the host
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping
@@ -19,9 +18,11 @@ import pytest
 import yaml  # type: ignore[import-untyped] # ansible-core brings it
 from testinfra.host import Host
 
+from playbooks import strangers_playbook
 from probes import eventually
 
 PROJECT = Path(__file__).resolve().parents[3]
+SITE = str(PROJECT / "site.yml")
 PREFLIGHT = PROJECT / "roles" / "preflight" / "vars" / "main"
 SERVICES = ("firewall", "supervisor", "validator", "dovecot", "postfix")
 REQUIRED = ("mx_hostname", "oempro_url", "oempro_admin_api_key", "catchall_password")
@@ -330,7 +331,7 @@ def test_inventory_without_a_host(inventory: dict[str, object], tmp_path: Path) 
     """Ansible would do nothing, and end well."""
     (tmp_path / "hosts.json").write_text(json.dumps(inventory))
     given = ["--inventory=hosts.json"] if inventory else []
-    done = playbook(tmp_path, *given)
+    done = strangers_playbook(tmp_path, *given, SITE)
     assert done.returncode != 0
     assert "The inventory (-i) has no host in group mx." in " ".join(done.stdout.split())
 
@@ -340,22 +341,8 @@ def test_checkout_is_used_from_another_folder(variables: dict[str, Any], tmp_pat
     (tmp_path / "ansible.cfg").write_text("[defaults]\nforks = 3\n")
     right = {key: value for key, value in variables.items() if key != "groups"}
     (tmp_path / "hosts.json").write_text(json.dumps({"mx": {"hosts": {"mx1": right}}}))
-    done = playbook(tmp_path, "--inventory=hosts.json", "--check")
+    done = strangers_playbook(tmp_path, "--inventory=hosts.json", "--check", SITE)
     assert done.returncode == 0, done.stdout
-
-
-def playbook(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the playbook of the checkout from another folder."""
-    return subprocess.run(
-        ["ansible-playbook", *arguments, PROJECT / "site.yml"],
-        cwd=folder,
-        env={name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
 
 
 def test_example_inventory_is_complete() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from testinfra.host import Host
 
-from faults import services_that_send
+from faults import OUTSIDE, services_that_send
 from platform_stub import StubClient
 from probes import Message, Mx, eventually
 
@@ -80,7 +80,7 @@ def test_packages_configured_anew_open_no_way_out(
     before = smtp_attempts()
     host.check_output("dpkg-reconfigure --frontend=noninteractive postfix dovecot-core supervisor")
     assert services_that_send(host.check_output("postconf -M")) == []
-    tried = host.run("timeout 5 bash -c ': < /dev/tcp/192.0.2.99/25'")
+    tried = host.run(f"timeout 5 bash -c ': < /dev/tcp/{OUTSIDE}/25'")
     assert "Connection refused" in tried.stderr
     eventually(lambda: host.run("ss -Hlnt sport = :25").stdout)
     assert mailbox.send(f"a@{domain}", b"Subject: x\r\n\r\nx\r\n").code == 250
