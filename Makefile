@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # The longest first, so that the last ones end at about the same time.
-SCENARIOS := security chaos default outage resilience changes neighbours senders fuzz preflight
+SCENARIOS := security chaos default outage resilience changes status neighbours senders fuzz preflight
 # Of chaos: for how many seconds (each disaster comes at least once), and which mail in which order.
 export MX_CHAOS_SECONDS := $(or $(DURATION),0)
 export MX_CHAOS_SEED := $(or $(SEED),1)
@@ -66,7 +66,8 @@ lint: $(VENV)/installed
 	ruff format --check .
 	mypy
 	cd files/validator && mypy
-	shellcheck .ci/run roles/preflight/files/host.sh roles/postfix/files/check-postfix-file roles/tls/files/* roles/validator/files/install-code
+	cd files/oempro-mx && mypy
+	shellcheck .ci/run roles/preflight/files/host.sh roles/postfix/files/check-postfix-file roles/tls/files/* roles/code/files/install-code
 	codespell --skip .git,$(VENV),.ansible --ignore-words-list anull,bu,iif,levl,succes
 	python docs/arguments.py --check
 	$(took)
@@ -74,6 +75,7 @@ lint: $(VENV)/installed
 unit: $(VENV)/installed
 	$(begin)
 	cd files/validator && python -m pytest --cov --cov-fail-under=95 --quiet
+	cd files/oempro-mx && python -m pytest --quiet
 	$(took)
 
 molecule: $(SCENARIOS)

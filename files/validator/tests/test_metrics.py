@@ -72,7 +72,7 @@ async def test_names_and_help_texts() -> None:
     assert set(described) == {
         *("up_seconds", "loop_lag_seconds", "answers_total", "denied_domains"),
         *("platform_up", "platform_key_refused", "platform_failing_seconds"),
-        *("platform_breaker_open", "platform_questions"),
+        *("platform_breaker_open", "platform_questions", "platform_lookup_seconds"),
         *("platform_answers_total", "platform_answers_created"),
         *("platform_answer_seconds", "platform_answer_seconds_created"),
         *("known_good_domains", "known_good_oldest_seconds", "known_good_newest_seconds"),

@@ -11,6 +11,7 @@ WELL = Status(
     up_seconds=3 * 3600,
     platform_up=True,
     last_verdict_seconds=12.0,
+    lookup_seconds=0.214,
     failing_seconds=None,
     last_error="",
     key_refused=False,
@@ -59,7 +60,7 @@ def test_format_duration(seconds: float, text: str) -> None:
 def test_all_is_well() -> None:
     assert format_status(WELL) == [
         "daemon:      up for 3 h, event loop 0.000 s late",
-        "platform:    answers; last verdict 12 s ago",
+        "platform:    answers; last verdict 12 s ago, in 0.21 s",
         "API key:     accepted",
         "known good:  42 domains, confirmed 12 s to 3 d ago; good for 7 d without the platform",
         "on disk:     up to date",

@@ -21,8 +21,8 @@ from probes import Mx, eventually
 
 PROJECT = Path(__file__).resolve().parents[3]
 PACKAGE = Path("files/validator/src/mx_validator")
-PACK = PROJECT / "roles/validator/files/pack-code.py"
-INSTALL = PROJECT / "roles/validator/files/install-code"
+PACK = PROJECT / "roles/code/files/pack-code.py"
+INSTALL = PROJECT / "roles/code/files/install-code"
 LOG = "/var/log/mx-validator/mx-validator.log"
 # The command is started without a pause, and the daemon killed from time to time. The command runs
 # as a user who cannot leave compiled modules behind, which would make the next starts shorter.
@@ -125,7 +125,7 @@ DAMAGE = (
 
 
 def test_damaged_code_is_replaced(host: Host, site: Callable[..., Any]) -> None:
-    install = ("echo %s | sh -c %s install-code", packed(PROJECT), INSTALL.read_text())
+    install = ("echo %s | sh -c %s install-code mx-validator", packed(PROJECT), INSTALL.read_text())
     for damage in DAMAGE:
         host.check_output(f"cd -P /opt/mx-validator/current/mx_validator && {damage}")
         assert host.check_output(*install) == "installed"

@@ -25,5 +25,8 @@ if ! [ -e /var/lib/oempro-mx ] && ! [ -e /etc/oempro-mx ]; then
     cd /var/spool/postfix 2> /dev/null &&
         queued=$(find incoming active deferred hold maildrop -type f 2> /dev/null | wc -l) &&
         [ "$queued" -gt 0 ] && echo "other: $queued messages in Postfix's queue"
+    queued=$(find /var/spool/exim4/input -type f -name '*-H' 2> /dev/null | wc -l)
+    [ "$queued" -gt 0 ] &&
+        echo "other: $queued messages in Exim's queue (exim4 -qff delivers them, apt-get purge deletes them)"
 fi
 true

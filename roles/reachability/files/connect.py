@@ -17,6 +17,8 @@ MAILBOX = (993, 995, 143, 110)
 TIMEOUT_SECONDS = 10
 OUR_TABLES = ("inet oempro_mx", "inet f2b-table")
 DROPS = re.compile(r"policy drop;|\s(drop|reject)\s")
+# In the list of iptables-legacy-save, whose rules nft does not see.
+LEGACY_DROPS = re.compile(r"(?m)^(:INPUT DROP|-A (INPUT|ufw\S*) .*-j (DROP|REJECT))\b")
 
 
 def answer(address: str, port: int) -> str:
@@ -40,10 +42,11 @@ def drops(table: str) -> bool:
 
 
 def other_firewalls(rules: str) -> list[str]:
-    """Return the tables besides ours that may drop what comes in, from nft's list of all rules."""
+    """Return the tables besides ours that may drop what comes in, as nft and iptables list them."""
     tables = re.split(r"(?m)^table ", rules)[1:]
     found = {table.split(" {")[0]: table for table in tables}
-    return [name for name, table in found.items() if name not in OUR_TABLES and drops(table)]
+    others = [name for name, table in found.items() if name not in OUR_TABLES and drops(table)]
+    return others + ["of iptables-legacy"] * bool(LEGACY_DROPS.search(rules))
 
 
 def warnings(address: str, hostname: str, rules: str) -> list[str]:
@@ -66,7 +69,7 @@ def warnings(address: str, hostname: str, rules: str) -> list[str]:
         )
     if tables := other_firewalls(rules):
         found.append(
-            f"WARNING: other firewalls on {address} filter what comes in: nftables' table "
+            f"WARNING: other firewalls on {address} filter what comes in: the table "
             f"{', '.join(tables)}. What they drop stays dropped: let them accept port 25 and the "
             "ports of the mailbox, or remove them (ufw: ufw disable)."
         )

@@ -104,7 +104,7 @@ def _parser() -> _ArgumentParser:
     )
     check_parser.add_argument("domain", metavar="DOMAIN|ADDRESS")
     status = "show the status of the daemon, and whether the platform answers it"
-    commands.add_parser(
+    status_parser = commands.add_parser(
         "status",
         parents=[config],
         help=status,
@@ -112,6 +112,7 @@ def _parser() -> _ArgumentParser:
         " known-good domains cannot be written to disk, or the mail queue has no room, 69 daemon"
         " not reachable.",
     )
+    status_parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     domains = "list the known-good domains on disk, with the time of the last confirmation"
     commands.add_parser("domains", parents=[config], help=domains, description=domains)
     forget = (
@@ -159,7 +160,8 @@ def _serve(path: Path) -> int:
 
 def _send_command(options: argparse.Namespace, socket_path: Path) -> int:
     """Send the command to the daemon, and print its reply."""
-    commands = {"check": _check, "status": _status, "forget": _forget}
+    status = _status_json if getattr(options, "json", False) else _status
+    commands = {"check": _check, "status": status, "forget": _forget}
     request = {"request": f"mx_validator_{options.command}"}
     if options.command != "status":
         request["domain"] = options.domain
@@ -191,6 +193,10 @@ def _forget(reply: dict[str, str]) -> tuple[int, str]:
 def _status(reply: dict[str, str]) -> tuple[int, str]:
     status = Status(**json.loads(reply["status"]))
     return os.EX_OK if status.is_well else os.EX_TEMPFAIL, "\n".join(format_status(status))
+
+
+def _status_json(reply: dict[str, str]) -> tuple[int, str]:
+    return _status(reply)[0], reply["status"]
 
 
 def _domains(file: Path) -> int:

@@ -241,6 +241,7 @@ class Decider:
         if self._lookups.get(domain) is asyncio.current_task():
             del self._lookups[domain]
             answer = self._record_outcome(domain, outcome, now)
+            self._throttle.breaker.health.lookup_seconds = now - started
         else:
             answer = Answer(Verdict.DEFER, "asked before things changed", "platform")
         if kind is LookupKind.REFRESH:

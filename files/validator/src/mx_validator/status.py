@@ -60,6 +60,10 @@ class Status:
     last_verdict_seconds: float | None = _value(
         lambda parts, now: _since(parts.throttle.breaker.health.last_verdict, now)
     )
+    lookup_seconds: float | None = _value(
+        lambda parts, _: parts.throttle.breaker.health.lookup_seconds,
+        Gauge("platform_lookup_seconds", "Duration of the last lookup."),
+    )
     failing_seconds: float | None = _value(
         lambda parts, now: _since(parts.throttle.breaker.health.failing_since, now),
         Gauge(

@@ -35,7 +35,8 @@ def _platform(status: Status) -> str:
         return text + ("; asked now and then only" if status.breaker_open else "")
     if status.last_verdict_seconds is None:
         return "not asked yet"
-    return f"answers; last verdict {format_duration(status.last_verdict_seconds)} ago"
+    text = f"answers; last verdict {format_duration(status.last_verdict_seconds)} ago"
+    return text if status.lookup_seconds is None else f"{text}, in {status.lookup_seconds:.2f} s"
 
 
 def _key(status: Status) -> str:

@@ -59,6 +59,7 @@ class Health:
     last_error: str = ""
     key_refused: bool = False  # by the last lookup
     last_verdict: float | None = None
+    lookup_seconds: float | None = None  # the duration of the last lookup
 
     @property
     def is_up(self) -> bool | None:

@@ -1,9 +1,9 @@
-"""Print mx-validator's code as one archive: a compressed tar file in base64.
+"""Print a project's code as one archive: a compressed tar file in base64.
 
-It holds mx_validator/ with all that is below it, and bin/mx-validator. The same code gives the same
-tar file on every machine, whatever the times, owners and modes of the files there.
+It holds the package below src/ with all that is in it, and the command in bin/. The same code gives
+the same tar file on every machine, whatever the times, owners and modes of the files there.
 
-Usage: pack-code.py DIRECTORY, that of the project mx-validator.
+Usage: pack-code.py DIRECTORY, that of the project.
 """
 
 import base64
@@ -17,12 +17,12 @@ from pathlib import Path
 def members(project: Path) -> dict[str, Path]:
     """Return the files by their names in the archive."""
     source = project / "src"
-    found = {
-        file.relative_to(source).as_posix(): file
-        for file in (source / "mx_validator").rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+    return {
+        file.relative_to(base).as_posix(): file
+        for base, pattern in ((source, "*/**/*"), (project, "bin/*"))
+        for file in base.glob(pattern)
+        if file.is_file() and not {"__pycache__"} & {*file.parts} and ".egg-info" not in str(file)
     }
-    return {**found, "bin/mx-validator": project / "bin/mx-validator"}
 
 
 def archive(files: dict[str, Path]) -> bytes:

@@ -1,0 +1,7 @@
+"""The command: python3 -m oempro_mx."""
+
+import sys
+
+from oempro_mx.cli import main
+
+sys.exit(main())

@@ -1,0 +1,340 @@
+"""Each thing that `oempro-mx status` looks at is broken, seen, and mended as printed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from faults import MESSAGE, rebooted
+from platform_stub import StubClient
+from probes import Mx, eventually
+
+CODES = {"OK": 0, "WARN": 1, "COULD NOT LOOK": 1, "FAIL": 2}
+PLAYBOOK = "ansible-playbook -i inventory site.yml --limit "
+FLAKY = """[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/test -e /run/flaky-may-start
+"""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the command says once."""
+
+    code: int
+    findings: list[dict[str, str]]
+
+    def bad(self) -> list[dict[str, str]]:
+        return [each for each in self.findings if each["state"] != "OK"]
+
+    def of(self, name: str) -> list[dict[str, str]]:
+        return [each for each in self.findings if each["name"] == name]
+
+
+@pytest.fixture
+def status(host: Host) -> Callable[[], Status]:
+    """Run the command as an operator's monitoring does."""
+
+    def run() -> Status:
+        done = host.run("oempro-mx status --json")
+        listed = json.loads(done.stdout)["findings"]
+        assert done.rc == max(CODES[each["state"]] for each in listed)
+        return Status(done.rc, listed)
+
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def upgraded(host: Host) -> None:
+    """Debian may have published updates since the host was made: not what most tests look for."""
+    found = host.run("oempro-mx status --json")
+    for finding in json.loads(found.stdout)["findings"]:
+        if finding["name"] == "updates" and finding["state"] == "WARN":
+            assert finding["remedy"] == "unattended-upgrade"
+            host.check_output(finding["remedy"])
+
+
+@pytest.fixture
+def well(status: Callable[[], Status]) -> Iterator[None]:
+    """All is well before the test, and again after it."""
+    eventually(status, lambda seen: not seen.bad())
+    yield
+    eventually(status, lambda seen: not seen.bad())
+
+
+def found(status: Callable[[], Status], name: str, state: str, words: str) -> dict[str, str]:
+    """Wait for a finding, and return it."""
+
+    def matching() -> list[dict[str, str]]:
+        return [e for e in status().of(name) if e["state"] == state and words in e["seen"]]
+
+    return eventually(matching)[0]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How something is broken, and what is said of it."""
+
+    broken_by: str
+    name: str
+    state: str
+    seen: str
+    remedy: str
+
+
+SERVICES = {
+    "postfix": Fault(
+        *("systemctl stop postfix", "services", "FAIL", "postfix.service is inactive (dead)"),
+        "systemctl restart postfix.service",
+    ),
+    "dovecot": Fault(
+        *("systemctl stop dovecot", "services", "FAIL", "dovecot.service is inactive (dead)"),
+        "systemctl restart dovecot.service",
+    ),
+    "supervisor": Fault(
+        *("systemctl stop supervisor", "services", "FAIL", "supervisor.service is inactive"),
+        "systemctl restart supervisor.service",
+    ),
+    "timer": Fault(
+        *("systemctl stop logrotate.timer", "services", "WARN", "logrotate.timer is inactive"),
+        "systemctl restart logrotate.timer",
+    ),
+    "not enabled": Fault(
+        *("systemctl disable dovecot", "services", "WARN", "does not start with the host"),
+        "systemctl enable dovecot.service",
+    ),
+    "smtpd": Fault(
+        *("systemctl stop postfix", "port 25", "FAIL", "Connection refused"),
+        "systemctl restart postfix",
+    ),
+    "imaps": Fault(
+        *("doveadm service stop imap-login", "port 993", "FAIL", "does not answer"),
+        "systemctl restart dovecot",
+    ),
+    "pop3s": Fault(
+        *("doveadm service stop pop3-login", "port 995", "FAIL", "does not answer"),
+        "systemctl restart dovecot",
+    ),
+    "lmtp": Fault(
+        *("doveadm service stop lmtp", "delivery", "FAIL", "Dovecot takes no mail on"),
+        "systemctl restart dovecot",
+    ),
+    "validator": Fault(
+        *("supervisorctl stop mx-validator", "validator", "FAIL", "STOPPED"),
+        "supervisorctl restart mx-validator",
+    ),
+    "supervisord": Fault(
+        *("systemctl stop supervisor", "validator", "FAIL", "no such file"),
+        "systemctl restart supervisor",
+    ),
+    "firewall": Fault(
+        *("nft delete table inet oempro_mx", "firewall", "FAIL", "oempro_mx is not loaded"),
+        "systemctl restart oempro-mx-firewall",
+    ),
+}
+
+
+@pytest.mark.usefixtures("well")
+@pytest.mark.parametrize("fault", SERVICES.values(), ids=SERVICES)
+def test_service(host: Host, status: Callable[[], Status], fault: Fault) -> None:
+    host.run(fault.broken_by)
+    finding = found(status, fault.name, fault.state, fault.seen)
+    assert finding["remedy"] == fault.remedy
+    host.check_output(fault.remedy)
+
+
+@pytest.mark.usefixtures("well")
+def test_unit_of_somebody_else(host: Host, status: Callable[[], Status]) -> None:
+    host.check_output(f"printf %s {shlex.quote(FLAKY)} > /run/systemd/system/flaky.service")
+    host.run("systemctl daemon-reload; systemctl start flaky")
+    finding = found(status, "services", "WARN", "flaky.service has failed")
+    host.check_output("touch /run/flaky-may-start")
+    host.check_output(finding["remedy"])
+    host.check_output(
+        "systemctl stop flaky; rm /run/flaky-may-start /run/systemd/system/flaky.service"
+    )
+
+
+@pytest.mark.usefixtures("well")
+def test_platform_away(host: Host, status: Callable[[], Status], platform: StubClient) -> None:
+    platform.listen(False)
+    finding = found(status, "platform", "FAIL", "Unknown domains get 451")
+    assert "Connection refused" in finding["seen"]
+    platform.listen(True)
+    eventually(lambda: host.run(finding["remedy"]).rc == 1)  # the platform denies the host's name
+
+
+@pytest.mark.usefixtures("well")
+def test_slow_platform(host: Host, status: Callable[[], Status], platform: StubClient) -> None:
+    platform.default("deny", delay_ms=3500)
+    host.run("supervisorctl restart mx-validator")  # which forgets that the name was denied
+    finding = found(status, "platform", "WARN", "That is slow")
+    platform.default("deny")
+    host.run("supervisorctl restart mx-validator")
+    assert host.run(finding["remedy"]).rc == 1
+
+
+@pytest.mark.usefixtures("well")
+def test_key_refused(
+    host: Host, status: Callable[[], Status], platform: StubClient, site: Callable[..., Any]
+) -> None:
+    right = platform.api_key
+    platform.api_key = "another"
+    host.run("supervisorctl restart mx-validator")
+    finding = found(status, "platform", "FAIL", "the API key is refused")
+    name = host.backend.get_hostname()
+    assert finding["remedy"] == f"{PLAYBOOK}{name} --tags validator"
+    assert right not in host.run("oempro-mx status").stdout
+    site("--tags=validator", oempro_admin_api_key="another")
+    eventually(lambda: status().of("platform")[0]["state"] == "OK")
+    platform.api_key = right
+    site("--tags=validator")
+
+
+@pytest.mark.usefixtures("well")
+def test_what_the_playbook_mends(
+    host: Host, status: Callable[[], Status], site: Callable[..., Any]
+) -> None:
+    host.check_output("echo '# by hand' >> /etc/dovecot/dovecot.conf")
+    host.check_output("postconf -e queue_minfree=99999999999999 && postfix reload")
+    host.check_output("echo 0.9.0 > /var/lib/oempro-mx/version")
+    full = found(status, "port 25", "FAIL", "every sender is told: 452 4.3.1")
+    assert full["remedy"] == "df -h /var/spool/postfix"
+    disk = found(status, "disk /var/spool/postfix", "FAIL", "every sender is told 452")
+    assert "/var/spool/postfix" in host.check_output(disk["remedy"])
+    remedies = {
+        found(status, name, state, words)["remedy"]
+        for name, state, words in (
+            ("files", "WARN", "2 differ from what the last run wrote and loaded"),
+            ("version", "WARN", "the last whole run was of 0.9.0, this command is of 1.0.0"),
+        )
+    }
+    assert remedies == {f"{PLAYBOOK}{host.backend.get_hostname()}"}
+    site()
+
+
+@pytest.mark.usefixtures("well")
+def test_damaged_known_good_domains(host: Host, status: Callable[[], Status]) -> None:
+    file = "/var/lib/mx-validator/known-good.sqlite"
+    host.check_output("supervisorctl stop mx-validator")
+    host.check_output(f"rm -f {file}-wal {file}-shm; echo damaged > {file}")
+    host.check_output("supervisorctl start mx-validator")
+    finding = found(status, "known good", "WARN", "the file was damaged and written anew")
+    host.check_output(finding["remedy"])
+
+
+@pytest.mark.usefixtures("well")
+def test_queue_and_mailbox(
+    host: Host,
+    mailbox: Mx,
+    status: Callable[[], Status],
+    site: Callable[..., Any],
+    platform: StubClient,
+    domain: str,
+) -> None:
+    platform.answer(domain, "allow")
+    site("--tags=status", status_queue_minutes=0, status_mailbox_minutes=0)
+    host.check_output("doveadm service stop lmtp")
+    assert mailbox.send(f"a@{domain}", MESSAGE).code == 250
+    waits = found(status, "queue", "FAIL", "1 messages wait for the mailbox")
+    eventually(lambda: "dovecot/lmtp" in status().of("queue")[0]["seen"])
+    host.check_output("postsuper -h ALL")
+    held = found(status, "queue", "WARN", "1 messages are on hold")
+    host.check_output("systemctl restart dovecot")
+    host.check_output(held["remedy"])
+    host.check_output(waits["remedy"])
+    found(status, "queue", "OK", "empty")
+
+    finding = found(status, "mailbox", "FAIL", "the platform does not fetch: 1 messages")
+    assert "last login" in finding["seen"]
+    assert "imap-login" in host.check_output(finding["remedy"])
+    mailbox.empty()
+    assert "last deletion" in found(status, "mailbox", "OK", "empty")["seen"]
+    assert "ago (imap)" in status().of("mailbox")[0]["seen"].partition("last deletion")[2]
+    site("--tags=status")
+
+
+PORTS_OF_SERVICES = (("25", "postfix"), ("993", "dovecot"), ("995", "dovecot"))
+
+
+@pytest.mark.usefixtures("well")
+def test_certificate(
+    host: Host, mx: Mx, status: Callable[[], Status], site: Callable[..., Any]
+) -> None:
+    file = "/etc/oempro-mx/tls/mx.pem"
+    host.check_output(f"cp --preserve {file} /root/mx.pem")
+    host.check_output(
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=other -days 9 "
+        f"-addext subjectAltName=DNS:other.example.com -keyout {file} -out /root/other.pem"
+        f" && cat /root/other.pem >> {file}"
+    )
+    found(status, "certificate", "FAIL", f"is not for the name {mx.hostname}")
+    others = {
+        each["seen"].split()[1]: each["remedy"]
+        for each in status().of("certificate")
+        if "serves another one" in each["seen"]
+    }
+    reload = "systemctl reload"
+    assert others == {p: f"{reload} {s}" for p, s in PORTS_OF_SERVICES}
+    for remedy in {*others.values()}:
+        host.check_output(remedy)
+    eventually(lambda: "serves another" not in str(status().findings))
+    site()  # as the line about the name says
+
+
+@pytest.mark.usefixtures("well")
+def test_reboot_is_needed(host: Host, status: Callable[[], Status]) -> None:
+    host.check_output("touch /run/reboot-required")
+    assert found(status, "updates", "WARN", "a reboot")["remedy"] == "systemctl reboot"
+    with rebooted(host):
+        pass
+
+
+def test_what_cannot_be_looked_at(host: Host, status: Callable[[], Status]) -> None:
+    """It is neither well nor bad, and all else is still seen."""
+    host.check_output("mv /usr/bin/doveadm /usr/bin/doveadm.away")
+    try:
+        finding = found(status, "mailbox", "COULD NOT LOOK", "doveadm: No such file")
+        assert finding["remedy"] == "command -v doveadm"
+        assert status().of("port 25")[0]["state"] == "OK"
+    finally:
+        host.check_output("mv /usr/bin/doveadm.away /usr/bin/doveadm")
+
+
+def test_nothing_hangs(host: Host, status: Callable[[], Status]) -> None:
+    """A program that does not end is not waited for."""
+    host.check_output("mv /usr/bin/doveadm /usr/bin/doveadm.away")
+    host.check_output("printf '#!/bin/sh\\nexec sleep 1000\\n' > /usr/bin/doveadm")
+    host.check_output("chmod 755 /usr/bin/doveadm")
+    try:
+        finding = found(status, "mailbox", "COULD NOT LOOK", "did not end within 15 s")
+        assert finding["remedy"].startswith("doveadm -f json mailbox status")
+    finally:
+        host.check_output("mv /usr/bin/doveadm.away /usr/bin/doveadm")
+
+
+def test_who_may_run_it_and_where(host: Host) -> None:
+    refused = host.run("setpriv --reuid=nobody --clear-groups oempro-mx status")
+    assert refused.rc == 2
+    assert "run this as root" in refused.stderr
+    elsewhere = host.run("oempro-mx status --config /nowhere.json")
+    assert elsewhere.rc == 2
+    assert "/nowhere.json cannot be used" in elsewhere.stderr
+
+
+def test_for_people(host: Host) -> None:
+    text = host.run("oempro-mx status").stdout
+    assert "\x1b" not in text  # no terminal
+    assert all(
+        line.startswith(("OK ", "WARN ", "FAIL ", "COULD NOT LOOK ", " "))
+        for line in text.splitlines()
+    )
+    coloured = host.run("script --quiet --command 'oempro-mx status' /dev/null").stdout
+    assert "\x1b[32mOK" in coloured
