@@ -94,6 +94,8 @@ def test_exim_is_named(host: Host, site: Callable[..., Any]) -> None:
     assert run.recap["changed"] == 0
     assert '"exim4"' in run.said
     assert "apt-get purge exim4-base" in run.said
+    host.check_output("echo hello | exim4 -odq root")
+    assert "1 messages in Exim's queue (exim4 -qff delivers them" in site(check=False).said
     host.check_output(f"{APT} purge exim4-base")
 
 
@@ -140,7 +142,9 @@ def test_taken_over(
     assert f"WARNING: port 25 of {mx.address} does not answer this machine" in run.said
     assert "WARNING: other firewalls" in run.said
     assert "table ip filter" in run.said
-    host.check_output("ufw disable")
+    host.check_output("ufw disable && iptables-legacy -A INPUT -p tcp --dport 110 -j DROP")
+    assert "the table of iptables-legacy." in site("--tags=reachability").said
+    host.check_output("iptables-legacy -F INPUT")
     assert "WARNING: " not in site("--tags=reachability").said
 
     before = smtp_attempts()

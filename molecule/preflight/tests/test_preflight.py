@@ -66,6 +66,7 @@ WRONG: tuple[tuple[str, object], ...] = (
     ("catchall_password", "change-me"),
     ("catchall_password", "too short"),
     ("catchall_password", 123456789012),
+    ("catchall_password", "of this {{ name }} is made a template"),
     ("catchall_username", "A user"),
     ("tls_mode", "magic"),
     ("dovecot_mail_home", "/var/catchall"),  # would give /var to the mail user
@@ -311,7 +312,11 @@ def test_each_role_is_validated() -> None:
     """The list of roles has all that an operator can set something of."""
     listed = load(PREFLIGHT / "options.yml")["__preflight_roles"]
     found = {path.parents[1].name for path in PROJECT.glob("roles/*/meta/argument_specs.yml")}
-    assert found == {*listed, "service"}  # which takes its arguments from the other roles alone
+    assert found == {
+        *listed,
+        "code",
+        "service",
+    }  # which takes its arguments from the other roles alone
     assert RULES.keys() <= OPTIONS.keys()
 
 

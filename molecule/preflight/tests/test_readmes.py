@@ -22,7 +22,7 @@ OURS = ("ansible_", "testhost_")  # how the host is reached, and the platform's 
 # In the order in which each finds what it needs; the service is internal to the others.
 ORDER = (
     *("preflight", "base", "firewall", "tls", "supervisor", "validator", "dovecot", "fail2ban"),
-    *("postfix", "reachability", "dns"),
+    *("postfix", "status", "reachability", "dns"),
 )
 
 
@@ -58,7 +58,7 @@ def example(role: str, variables: dict[str, Any]) -> str:
 
 def test_every_role_has_its_place_here() -> None:
     found = {path.parent.name for path in ROLES.glob("*/README.md")}
-    assert found == {*ORDER, "service"}
+    assert found == {*ORDER, "code", "service"}
 
 
 @pytest.mark.parametrize("role", ORDER)
