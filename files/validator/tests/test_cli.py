@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -178,6 +179,9 @@ def test_status(daemon: DaemonProcess, stub: Stub) -> None:
     assert well.returncode == 0
     assert "platform:    answers; last verdict " in well.stdout
     assert "known good:  1 domains, confirmed " in well.stdout
+    for_programs = json.loads(daemon.run("status", "--json").stdout)
+    assert for_programs["known_good"] == 1
+    assert 0 < for_programs["lookup_seconds"] < 60
     stub.client.default("forbidden")
     daemon.ask("joe@other.example")
     refused = daemon.run("status")
