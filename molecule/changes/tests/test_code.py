@@ -102,7 +102,7 @@ def test_upgrade_and_downgrade_while_the_daemon_is_restarted(
     for project in (old, new, old):
         run = site("--tags=validator", project=project)
         assert {
-            "validator : install | Install the code",
+            "code : Install the code of mx-validator",
             "service : Load the files of validator",
         } <= run.changed
         marker = host.check_output("tail -n 1 /opt/mx-validator/current/mx_validator/__init__.py")
@@ -131,7 +131,7 @@ def test_damaged_code_is_replaced(host: Host, site: Callable[..., Any]) -> None:
         assert host.check_output(*install) == "installed"
         assert host.check_output(*install) == "unchanged"
     host.check_output(f"rm {DAMAGE[-1].split()[1]}")
-    assert "validator : install | Install the code" in site("--tags=validator").changed
+    assert "code : Install the code of mx-validator" in site("--tags=validator").changed
     host.check_output("pkill -9 -u mx-validator")
     eventually(lambda: host.run("mx-validator check self-test").rc, lambda status: status == 1)
     assert len(host.check_output("ls /opt/mx-validator").split()) == 2

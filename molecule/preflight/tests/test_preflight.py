@@ -66,7 +66,6 @@ WRONG: tuple[tuple[str, object], ...] = (
     ("catchall_password", "change-me"),
     ("catchall_password", "too short"),
     ("catchall_password", 123456789012),
-    ("catchall_password", "of this {{ name }} is made a template"),
     ("catchall_username", "A user"),
     ("tls_mode", "magic"),
     ("dovecot_mail_home", "/var/catchall"),  # would give /var to the mail user
@@ -192,6 +191,13 @@ def test_wrong_value_alone(refuse: Any) -> None:
     for number, (name, value) in enumerate(WRONG):
         assert is_named(name, value, said[f"wrong-{number}"])
         assert said[f"wrong-{number}"].count("Set it to") == 1
+
+
+@pytest.mark.usefixtures("untouched")
+def test_password_of_which_a_template_is_made(refuse: Any) -> None:
+    said = refuse({"wrong": {"catchall_password": "braces {{ like these }}"}})["wrong"]
+    assert "catchall_password is a template that cannot be rendered. Set it to " in said
+    assert "after !unsafe if it has braces in it" in said
 
 
 @pytest.mark.usefixtures("untouched")
