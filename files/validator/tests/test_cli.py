@@ -111,6 +111,17 @@ def test_domains(daemon: DaemonProcess, stub: Stub) -> None:
     assert (piped.returncode, piped.stderr) == (0, b"")
 
 
+def test_domains_on_the_platforms_list(daemon: DaemonProcess, stub: Stub) -> None:
+    for domain in ("b.example", "a.example"):
+        stub.client.answer(domain, "allow")
+    listed = daemon.run("domains", "--platform")
+    assert (listed.returncode, listed.stdout) == (0, "a.example\nb.example\n")
+    stub.client.answer_list("forbidden")
+    refused = daemon.run("domains", "--platform")
+    reason = "no list of the platform's domains: API key refused (403)"
+    assert (refused.returncode, refused.stderr) == (69, f"mx-validator: {reason}\n")
+
+
 def test_domains_of_a_damaged_file(daemon: DaemonProcess) -> None:
     filled(daemon.store, 3)
     with contextlib.closing(sqlite3.connect(daemon.store)) as connection:

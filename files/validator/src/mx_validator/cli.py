@@ -18,13 +18,15 @@ from mx_validator import __version__, daemon, log
 from mx_validator.config import (
     DEFAULT_LOG_LEVEL,
     DEFAULT_PATH,
+    Config,
     ConfigError,
     read_api_key,
     read_config,
 )
 from mx_validator.database import KnownGoodReader
 from mx_validator.listener import AlreadyRunningError
-from mx_validator.model import Verdict
+from mx_validator.model import Outcome, Verdict
+from mx_validator.platform_api import Endpoint, PlatformClient
 from mx_validator.protocol import ProtocolError, format_attributes, parse_reply
 from mx_validator.status import Status
 from mx_validator.status_text import format_status
@@ -68,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "check-config":
             return _check_config(options.file)
         if options.command == "domains":
-            return _domains(read_config(options.config).known_good_file)
+            config = read_config(options.config)
+            return _listed(config) if options.platform else _domains(config.known_good_file)
         return _send_command(options, read_config(options.config).socket)
     except ConfigError as error:
         return _fail(os.EX_CONFIG, str(error))
@@ -114,7 +117,14 @@ def _parser() -> _ArgumentParser:
     )
     status_parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     domains = "list the known-good domains on disk, with the time of the last confirmation"
-    commands.add_parser("domains", parents=[config], help=domains, description=domains)
+    domains_parser = commands.add_parser(
+        "domains", parents=[config], help=domains, description=domains
+    )
+    domains_parser.add_argument(
+        "--platform",
+        action="store_true",
+        help="those on the platform's list instead, which the platform is asked for now",
+    )
     forget = (
         "remove a domain, or that of an address, from the running daemon's cache, so that it asks"
         " the platform again"
@@ -213,6 +223,22 @@ def _domains(file: Path) -> int:
         return _fail(
             os.EX_UNAVAILABLE, f"{file}: damaged ({reader.damage}): {lost} of them cannot be read"
         )
+    return os.EX_OK
+
+
+def _listed(config: Config) -> int:
+    """Print the platform's list, of which the platform does not say how complete it is."""
+    key = read_api_key(config.oempro_admin_api_key_file)
+    client = PlatformClient(Endpoint(config.oempro_url, key, config.ca_file))
+    try:
+        listed = asyncio.run(client.list_domains())
+    finally:
+        client.close()
+    if isinstance(listed, Outcome):
+        return _fail(os.EX_UNAVAILABLE, f"no list of the platform's domains: {listed.reason}")
+    for domain in sorted(listed):
+        print(domain)  # noqa: T201
+    sys.stdout.flush()
     return os.EX_OK
 
 
