@@ -33,7 +33,7 @@ help:
 	@echo 'make try HOST=mx-trixie K=smuggling  run the tests whose names match against it'
 	@echo 'make provision HOST=mx-trixie        run the playbook against it again'
 	@echo 'make login HOST=mx-trixie            open a shell on it'
-	@echo 'make down        remove all test hosts'
+	@echo 'make down        remove all test hosts of this checkout'
 	@echo 'make chaos DURATION=3600 SEED=7   one disaster after another for an hour; nothing is lost'
 	@echo 'make fuzz-mail DURATION=600 SEED=7   SMTP sessions made at random; what got a 250 is in the mailbox'
 	@echo 'make fuzz-mail SEED=7 SESSION=123    one of them again, as a dialogue'
@@ -67,6 +67,7 @@ lint: $(VENV)/installed
 	mypy
 	cd files/validator && mypy
 	cd files/oempro-mx && mypy
+	cd files/oempro-mx-check && mypy
 	shellcheck .ci/run roles/preflight/files/host.sh roles/postfix/files/check-postfix-file roles/tls/files/* roles/code/files/install-code
 	codespell --skip .git,$(VENV),.ansible --ignore-words-list anull,bu,iif,levl,succes
 	python docs/arguments.py --check
@@ -76,6 +77,7 @@ unit: $(VENV)/installed
 	$(begin)
 	cd files/validator && python -m pytest --cov --cov-fail-under=95 --quiet
 	cd files/oempro-mx && python -m pytest --quiet
+	cd files/oempro-mx-check && python -m pytest --quiet
 	$(took)
 
 molecule: $(SCENARIOS)

@@ -51,7 +51,9 @@ def faults(role: Path, check: bool) -> list[str]:
         return [f"defaults and argument_specs differ in {', '.join(differing)}"]
     numbers = [n for n, each in options.items() if "int" in (each["type"], each.get("elements"))]
     if unlimited := [name for name in numbers if "least" not in RULES.get(name, {})]:
-        return [f"roles/preflight/vars/main/rules.yml has no range for {', '.join(unlimited)}"]
+        names = ", ".join(unlimited)
+        example = "such as { least: 1, most: 100 }"
+        return [f"roles/preflight/vars/main/rules.yml has no range for {names}, {example}"]
     readme = role / "README.md"
     old = readme.read_text() if readme.exists() else ""
     if BEGIN not in old or END not in old:

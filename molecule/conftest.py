@@ -162,12 +162,13 @@ def site(host: Host) -> Any:
         check: bool = True,
         inventory: Path = INVENTORY,
         project: Path = PROJECT,
+        playbook: str = "site.yml",
         **extra: object,
     ) -> Run:
         name = host.backend.get_hostname()
         done = ansible_playbook(
             project,
-            *(f"--inventory={inventory}", f"--limit={name}", "site.yml"),
+            *(f"--inventory={inventory}", f"--limit={name}", playbook),
             *(f"--extra-vars={json.dumps(extra)}", *arguments),
             env={
                 **os.environ,

@@ -73,6 +73,18 @@ def test_platform(settings: Settings, change: dict[str, Any], state: str, words:
     assert (state, True) in {(each.state.value, words in each.seen) for each in found}
 
 
+def test_what_no_time_mends_has_a_name_of_its_own(settings: Settings) -> None:
+    """The playbook fails with these names, and with no other."""
+    redirected = {"failing_seconds": 9.0, "last_error": "a redirect to https://a/: set oempro_url"}
+    for change, name in (
+        ({"failing_seconds": 9.0, "last_error": "502"}, "platform"),
+        ({"failing_seconds": 9.0, "key_refused": True}, "API key"),
+        (redirected, "oempro_url"),
+        (redirected | {"failing_seconds": None}, "platform"),  # it was so once
+    ):
+        assert name in {each.name for each in platform.judge({**STATUS, **change}, settings)}
+
+
 def test_last_visits(tmp_path: Path) -> None:
     new, old = tmp_path / "log", tmp_path / "log.1"
     assert mailbox.visits("catchall", (new, old), 0) == "last login never, last deletion never"

@@ -87,10 +87,13 @@ def test_check_says_where_an_answer_comes_from(daemon: DaemonProcess, stub: Stub
 
 
 def test_domains(daemon: DaemonProcess, stub: Stub) -> None:
-    missing = daemon.run("domains")
-    assert missing.returncode == 69
-    reason = "cannot be read: unable to open database file"
-    assert missing.stderr == f"mx-validator: {daemon.store}: {reason}\n"
+    none_yet = daemon.run("domains")
+    assert (none_yet.returncode, none_yet.stdout) == (0, "")
+    daemon.store.mkdir()
+    unreadable = daemon.run("domains")
+    assert unreadable.returncode == 69
+    assert unreadable.stderr.startswith(f"mx-validator: {daemon.store}: damaged (")
+    daemon.store.rmdir()
     stub.client.default("allow")
     daemon.start()
     for domain in ("a.example", "b.example"):

@@ -31,6 +31,7 @@ from support import PATIENCE, eventually_async
 AT_ONCE = THREADS[LookupKind.UNKNOWN]
 ALLOW = Outcome(Verdict.ALLOW, "platform says yes", "allow")
 DENY = Outcome(Verdict.DENY, "platform says no", "deny")
+OTHER_PATH = "another path: set oempro_url to the base URL of Oempro"
 SHORT = 0.5  # the deadline in seconds of lookups that are to exceed it
 
 
@@ -82,7 +83,7 @@ MODES = {
     "bad_gateway": deferred("platform answered 502", "http_error"),
     "unavailable": deferred("platform answered 503", "http_error"),
     "gateway_timeout": deferred("platform answered 504", "http_error"),
-    "redirect": deferred("platform answered 302", "http_error"),
+    "redirect": deferred(f"platform answered 302, a redirect to {OTHER_PATH}", "http_error"),
     "ok_html": deferred("platform answered 200 without Success: true", "no_verdict"),
     "ok_false": deferred("platform answered 200 without Success: true", "no_verdict"),
     "ok_list": deferred("platform answered 200 without Success: true", "no_verdict"),
@@ -511,7 +512,7 @@ async def test_redirect_with_an_endless_body(script: Callable[..., Script], clie
     )
     server = script([endless])
     assert await client(server.url).check_domain("x.example") == deferred(
-        "platform answered 302", "http_error"
+        f"platform answered 302, a redirect to {OTHER_PATH}", "http_error"
     )
 
 
@@ -549,8 +550,8 @@ async def test_redirect_is_named_without_path_and_user(
 ) -> None:
     server = script([http(301, b"", b"Location: " + location.encode())])
     outcome = await client(server.url).check_domain("x.example")
-    said = f", a redirect to {named}: set oempro_url to it" if named else ""
-    assert outcome == deferred(f"platform answered 301{said}", "http_error")
+    said = f"{named}: set oempro_url to it" if named else OTHER_PATH
+    assert outcome == deferred(f"platform answered 301, a redirect to {said}", "http_error")
 
 
 async def test_cookies_are_not_sent_back(script: Callable[..., Script], client: Client) -> None:

@@ -58,7 +58,7 @@ def example(role: str, variables: dict[str, Any]) -> str:
 
 def test_every_role_has_its_place_here() -> None:
     found = {path.parent.name for path in ROLES.glob("*/README.md")}
-    assert found == {*ORDER, "code", "service"}
+    assert found == {*ORDER, "check", "code", "service"}
 
 
 @pytest.mark.parametrize("role", ORDER)
@@ -66,4 +66,14 @@ def test_example_of_the_readme(own_project: Path, variables: dict[str, Any], rol
     (own_project / "play.yml").write_text(example(role, variables))
     done = strangers_playbook(own_project, "--inventory=hosts.json", "play.yml")
     assert done.returncode == 0, done.stdout
+    assert variables["catchall_password"] not in done.stdout
+
+
+def test_example_of_the_check(own_project: Path, variables: dict[str, Any]) -> None:
+    """It fails, since nobody has published the test's names."""
+    (own_project / "play.yml").write_text(example("check", variables))
+    done = strangers_playbook(own_project, "--inventory=hosts.json", "play.yml")
+    assert done.returncode != 0
+    assert re.search(r"OK +services ", done.stdout), done.stdout
+    assert f"{variables['mx_hostname']} has no A or AAAA record" in done.stdout
     assert variables["catchall_password"] not in done.stdout

@@ -35,8 +35,8 @@ def lines(findings: Iterable[Finding], colour: bool) -> list[str]:
             state = f"\x1b[{COLOURS[finding.state]}m{state}\x1b[0m"
         seen = " ".join(_printable(finding.seen).split())
         found.append(f"{state}  {finding.name:{_NAME_WIDTH}}  {seen}")
-        if finding.remedy:
-            found.append(f"{' ' * (_STATE_WIDTH + 2)}{'':{_NAME_WIDTH}}  -> {finding.remedy}")
+        indent = " " * (_STATE_WIDTH + _NAME_WIDTH + 4)
+        found += [f"{indent}-> {remedy}" for remedy in finding.remedy.splitlines()]
     return found
 
 

@@ -316,8 +316,9 @@ class PlatformClient:
             **call.arguments,
         ) as response:
             status = response.status_code
-            if target := _redirect(status, response.headers.get("Location", "")):
-                reason = f"platform answered {status}, a redirect to {target}: set oempro_url to it"
+            if status in REDIRECTS:
+                redirect = _redirect(response.headers.get("Location", ""))
+                reason = f"platform answered {status}, a redirect to {redirect}"
                 return Outcome(Verdict.DEFER, reason, "http_error")
             if status not in call.parsed_statuses:
                 return call.parse(status, b"")
@@ -332,16 +333,16 @@ class PlatformClient:
             return call.parse(status, body)
 
 
-def _redirect(status: int, location: str) -> str:
-    """Return scheme and authority of the URL that a response redirects to; nothing if it does not.
+def _redirect(location: str) -> str:
+    """Return where a redirect leads, without any path, and what to do about it.
 
     The key goes nowhere else than to the URL that was configured (RFC 9110 15.4 leaves it to the
     client whether it follows a redirect).
     """
-    if status not in REDIRECTS:
-        return ""
     found = re.match(r"https?://[A-Za-z0-9.:\[\]-]{1,255}(?=/|\Z)", location)
-    return f"{found[0]}/" if found else ""
+    if found:
+        return f"{found[0]}/: set oempro_url to it"
+    return "another path: set oempro_url to the base URL of Oempro"
 
 
 def _session(endpoint: Endpoint) -> requests.Session:

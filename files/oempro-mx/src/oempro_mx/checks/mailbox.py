@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from oempro_mx.commands import run
+from oempro_mx.commands import run_any
 from oempro_mx.model import Finding, fail, ok
 from oempro_mx.settings import Settings
 from oempro_mx.text import duration
@@ -46,9 +47,12 @@ def visits(username: str, logs: tuple[Path, ...], now: float) -> str:
 def look(settings: Settings, logs: tuple[Path, ...] = LOGS) -> Iterator[Finding]:
     """Judge the age of the oldest message."""
     fields = "messages firstsaved"
-    output = run(
-        *("doveadm", "-f", "json", "mailbox", "status", "-u", settings.username, fields, "INBOX")
-    )
+    asked = ("doveadm", "-f", "json", "mailbox", "status", "-u", settings.username, fields, "INBOX")
+    code, output, errors = run_any(*asked)
+    if code != 0:
+        last_error = "".join(errors.strip().splitlines()[-1:])
+        yield fail("mailbox access", f"it does not open: {last_error}", shlex.join(asked))
+        return
     (status,) = json.loads(output)
     now = time.time()
     visited = visits(settings.username, logs, now)
