@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 from oempro_mx import __version__, text
+from oempro_mx.alarms.run import look as alarm
+from oempro_mx.alarms.settings import DEFAULT_PATH as ALARM_PATH
+from oempro_mx.alarms.settings import AlarmSettings
 from oempro_mx.model import Finding, State
 from oempro_mx.settings import DEFAULT_PATH, Settings, SettingsError
 from oempro_mx.status import look_at_everything
@@ -20,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if os.geteuid() != 0:
         return _stop("run this as root: sudo oempro-mx status")
+    if options.command == "alarm":
+        return _alarm(options)
     try:
         settings = Settings.read(options.config)
     except SettingsError as error:
@@ -63,7 +68,34 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="what the playbook says about this host (%(default)s)",
     )
+    tells = "look, and tell alarm_url and alarm_command what has changed; a timer runs it"
+    alarm_parser = commands.add_parser(
+        "alarm",
+        help=tells,
+        description=f"{tells}. Exit code: 0, also if it could not be told, which is tried again and"
+        " is seen in the status; 2 the command cannot run.",
+    )
+    alarm_parser.add_argument(
+        "--check-config", action="store_true", help="only check that the file can be used"
+    )
+    alarm_parser.add_argument(
+        "--config", type=Path, default=ALARM_PATH, metavar="FILE", help="whom to tell (%(default)s)"
+    )
     return parser
+
+
+def _alarm(options: argparse.Namespace) -> int:
+    try:
+        alarm_settings = AlarmSettings.read(options.config)
+        if options.check_config:
+            return 0
+        settings = Settings.read(DEFAULT_PATH)
+        problems = alarm(settings.hostname, look_at_everything(settings), alarm_settings)
+    except (SettingsError, OSError) as error:
+        return _stop(str(error))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 0
 
 
 def _stop(reason: str) -> int:

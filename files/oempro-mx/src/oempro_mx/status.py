@@ -6,6 +6,7 @@ import threading
 import time
 
 from oempro_mx.checks import (
+    alarms,
     certificate,
     files,
     mailbox,
@@ -35,6 +36,7 @@ CHECKS: dict[str, Check] = {
     "disk": space.look,
     "clock": system.clock,
     "updates": system.updates,
+    "alarms": alarms.look,
     "files": files.look,
     "version": system.version,
 }

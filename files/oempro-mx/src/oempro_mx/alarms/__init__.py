@@ -1,0 +1,1 @@
+"""Tells somebody elsewhere when the status changes."""
