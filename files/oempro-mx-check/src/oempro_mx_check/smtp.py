@@ -62,7 +62,8 @@ def converse(host: Host, address: str, domain: str | None) -> Conversation:
             client.starttls(context=context_for(host))
             found = served(host, client.sock)
             # In the mode selfsigned nobody can verify it; in the others it was verified just now.
-            findings = [fail(name, f"{address} {found.problem}", again)] if found.problem else []
+            reload = "systemctl reload postfix"
+            findings = [fail(name, f"{address} {found.problem}", reload)] if found.problem else []
             findings += _recipients(client, name, address, domain)
         except ssl.SSLCertVerificationError as error:
             seen = f"{address} has a certificate that cannot be verified: {error.verify_message}"
