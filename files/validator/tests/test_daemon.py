@@ -487,6 +487,8 @@ def test_metrics(daemon: DaemonProcess, stub: Stub) -> None:
     assert 'mx_validator_platform_answers_total{outcome="deny"} 1.0\n' in metrics
     assert "mx_validator_platform_answer_seconds_count 2.0\n" in metrics
     assert "mx_validator_known_good_domains 1.0\n" in metrics
+    for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "start_time_seconds"):
+        assert re.search(rf"(?m)^process_{name} (?!0\.0$)\d", metrics), name
     assert "example" not in metrics
     daemon.metrics_port = free_port()
     daemon.configure()

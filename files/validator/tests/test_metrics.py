@@ -65,6 +65,23 @@ async def test_metrics(address: str) -> None:
         assert f"{line}\n" in text
 
 
+async def test_health_does_not_read_the_status() -> None:
+    shown = Metrics()
+    read: list[Status] = []
+
+    def read_status() -> Status:
+        read.append(WELL)
+        return WELL
+
+    shown.register(read_status, dict)
+    before = len(read)
+    with serving("127.0.0.1", 0, shown) as port:
+        assert await asyncio.to_thread(get, f"http://127.0.0.1:{port}/healthz") == (200, "ok\n")
+        assert len(read) == before
+        assert (await asyncio.to_thread(get, f"http://127.0.0.1:{port}/metrics"))[0] == 200
+        assert len(read) == before + 1
+
+
 async def test_names_and_help_texts() -> None:
     """Dashboards and alarms of operators rely on the names."""
     _, text = await fetch(WELL, "/metrics")

@@ -14,7 +14,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -35,6 +41,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._loop = asyncio.get_running_loop()
         self._outcomes = Counter(
             "mx_validator_platform_answers",
             "Lookups at the platform, by outcome.",
@@ -58,6 +66,10 @@ class Metrics:
     ) -> None:
         """Serve the status and the counts of answers, too, both called in the event loop."""
         self.registry.register(_StatusCollector(read_status, answer_counts))
+
+    def require_running_loop(self) -> None:
+        """Return when the event loop has run. Raises TimeoutError of concurrent.futures."""
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop).result(LOOP_TIMEOUT_SECONDS)
 
 
 class _StatusCollector(Collector):
@@ -92,8 +104,8 @@ class _StatusCollector(Collector):
 class _MetricsServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: str, port: int, registry: CollectorRegistry) -> None:
-        self.registry = registry
+    def __init__(self, address: str, port: int, metrics: Metrics) -> None:
+        self.metrics = metrics
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         super().__init__((address, port), _MetricsHandler)
 
@@ -106,16 +118,22 @@ class _MetricsHandler(BaseHTTPRequestHandler):
     server: _MetricsServer
 
     def do_GET(self) -> None:
+        bodies = {"/metrics": self._metrics, "/healthz": self._health}
         path = self.path.partition("?")[0]
-        if path not in {"/metrics", "/healthz"}:
+        if path not in bodies:
             self.send_error(404)
             return
         try:
-            body = generate_latest(self.server.registry)
+            self._reply(200, bodies[path]())
         except concurrent.futures.TimeoutError:
             self._reply(503, b"the event loop does not answer\n")
-            return
-        self._reply(200, body if path == "/metrics" else b"ok\n")
+
+    def _metrics(self) -> bytes:
+        return generate_latest(self.server.metrics.registry)
+
+    def _health(self) -> bytes:
+        self.server.metrics.require_running_loop()
+        return b"ok\n"
 
     def _reply(self, code: int, body: bytes) -> None:
         self.send_response(code)
@@ -131,7 +149,7 @@ class _MetricsHandler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(address: str, port: int, metrics: Metrics) -> Iterator[int]:
     """Serve while the block runs; yield the port. Raises OSError if that is not possible."""
-    with _MetricsServer(address, port, metrics.registry) as server:
+    with _MetricsServer(address, port, metrics) as server:
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         try:
             yield server.server_address[1]
