@@ -22,7 +22,7 @@ OURS = ("ansible_", "testhost_")  # how the host is reached, and the platform's 
 # In the order in which each finds what it needs; the service is internal to the others.
 ORDER = (
     *("preflight", "base", "firewall", "tls", "supervisor", "validator", "dovecot", "fail2ban"),
-    *("postfix", "status", "alarm", "reachability", "dns"),
+    *("postfix", "status", "alarm", "monitoring", "reachability", "dns"),
 )
 
 

@@ -15,6 +15,7 @@ from oempro_mx.model import Finding, State
 from oempro_mx.settings import DEFAULT_PATH, Settings, SettingsError
 from oempro_mx.status import look_at_everything
 
+TEXTFILES = Path("/var/lib/prometheus/node-exporter")
 EXIT_CODES = {State.OK: 0, State.WARN: 1, State.COULD_NOT_LOOK: 1, State.FAIL: 2}
 
 
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _stop("run this as root: sudo oempro-mx status")
     if options.command == "alarm":
         return _alarm(options)
+    if options.command == "metrics":
+        return _metrics(options.directory)
     try:
         settings = Settings.read(options.config)
     except SettingsError as error:
@@ -81,7 +84,34 @@ def _parser() -> argparse.ArgumentParser:
     alarm_parser.add_argument(
         "--config", type=Path, default=ALARM_PATH, metavar="FILE", help="whom to tell (%(default)s)"
     )
+    metrics = "write the metrics for Prometheus's node exporter; a timer runs it"
+    metrics_parser = commands.add_parser(
+        "metrics",
+        help=metrics,
+        description=f"{metrics}. Exit code: 0, also if some could not be read and are missing; 2"
+        " the command cannot run.",
+    )
+    metrics_parser.add_argument(
+        "--directory",
+        type=Path,
+        default=TEXTFILES,
+        metavar="DIR",
+        help="that of the textfile collector (%(default)s)",
+    )
     return parser
+
+
+def _metrics(directory: Path) -> int:
+    # Imported here: the library is there for the validator, and takes its time to load.
+    from oempro_mx.metrics.collect import write  # noqa: PLC0415
+
+    try:
+        problems = write(Settings.read(DEFAULT_PATH), directory)
+    except (SettingsError, OSError) as error:
+        return _stop(str(error))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 0
 
 
 def _alarm(options: argparse.Namespace) -> int:

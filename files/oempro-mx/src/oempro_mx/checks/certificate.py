@@ -34,6 +34,13 @@ class Life(NamedTuple):
     end: float
 
 
+def life_of(file: str) -> Life:
+    """Read the life of the first certificate in a file. Raises CouldNotLookError."""
+    dates = run("openssl", "x509", "-in", file, "-noout", "-dates")
+    values = dict(line.split("=", 1) for line in dates.splitlines())
+    return Life(*(ssl.cert_time_to_seconds(values[key]) for key in ("notBefore", "notAfter")))
+
+
 def judge_life(life: Life, now: float, mode: str, playbook: str) -> Finding:
     """Judge the time that is left."""
     name, left = "certificate", life.end - now
@@ -51,9 +58,7 @@ def look(settings: Settings) -> Iterator[Finding]:
     """Judge the file, and compare it with what is served."""
     file = settings.certificate
     read = ("openssl", "x509", "-in", file, "-noout")
-    values = dict(line.split("=", 1) for line in run(*read, "-dates").splitlines())
-    life = Life(*(ssl.cert_time_to_seconds(values[key]) for key in ("notBefore", "notAfter")))
-    yield judge_life(life, time.time(), settings.certificate_mode, settings.playbook)
+    yield judge_life(life_of(file), time.time(), settings.certificate_mode, settings.playbook)
     # OpenSSL 3.0 ends with 0 whatever the name is, later ones with 1 if it does not fit.
     if "does match" not in run(*read, "-checkhost", settings.hostname, codes=(0, 1)):
         seen = f"{file} is not for the name {settings.hostname}"

@@ -44,10 +44,15 @@ def visits(username: str, logs: tuple[Path, ...], now: float) -> str:
     return ", ".join(f"last {what} {when or 'never'}" for what, when in seen.items())
 
 
+def status_command(username: str) -> tuple[str, ...]:
+    """Return the command that counts the messages of the inbox and says when the oldest came."""
+    fields = "messages firstsaved"
+    return ("doveadm", "-f", "json", "mailbox", "status", "-u", username, fields, "INBOX")
+
+
 def look(settings: Settings, logs: tuple[Path, ...] = LOGS) -> Iterator[Finding]:
     """Judge the age of the oldest message."""
-    fields = "messages firstsaved"
-    asked = ("doveadm", "-f", "json", "mailbox", "status", "-u", settings.username, fields, "INBOX")
+    asked = status_command(settings.username)
     code, output, errors = run_any(*asked)
     if code != 0:
         last_error = "".join(errors.strip().splitlines()[-1:])

@@ -1,0 +1,1 @@
+"""What the node exporter serves to Prometheus of queue, mailbox, certificate and log."""
