@@ -30,6 +30,8 @@ SENDERS = {
 }
 # And one with the programs that fetch mail.
 COLLECTORS = {"collector": {"testhost_release": "bookworm"}}
+# And one with Prometheus.
+WATCHERS = {"watcher": {"testhost_release": "trixie"}}
 
 listing = subprocess.run([TESTHOST, "list"], capture_output=True, text=True, check=False)
 if listing.returncode != 0:
@@ -40,7 +42,7 @@ access = {
     "ansible_ssh_private_key_file": f"{lab['folder']}/ssh_key",
     "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab['folder']}/known_hosts",
 }
-for name, settings in [*SENDERS.items(), *COLLECTORS.items()]:
+for name, settings in [*SENDERS.items(), *COLLECTORS.items(), *WATCHERS.items()]:
     settings["ansible_user"] = "root"
     if name in found:
         settings["ansible_host"] = found[name]["address"]
@@ -62,7 +64,8 @@ print(
             },
             "senders": {"hosts": list(SENDERS), "vars": access},
             "collectors": {"hosts": list(COLLECTORS), "vars": access},
-            "_meta": {"hostvars": {**HOSTS, **SENDERS, **COLLECTORS}},
+            "watchers": {"hosts": list(WATCHERS), "vars": access},
+            "_meta": {"hostvars": {**HOSTS, **SENDERS, **COLLECTORS, **WATCHERS}},
         }
     )
 )
