@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # The longest first, so that the last ones end at about the same time.
-SCENARIOS := security chaos default outage resilience changes status neighbours senders fuzz preflight
+SCENARIOS := security chaos default outage resilience changes status monitoring neighbours senders fuzz preflight
 # Of chaos: for how many seconds (each disaster comes at least once), and which mail in which order.
 export MX_CHAOS_SECONDS := $(or $(DURATION),0)
 export MX_CHAOS_SEED := $(or $(SEED),1)
@@ -39,7 +39,7 @@ help:
 	@echo 'make fuzz-mail SEED=7 SESSION=123    one of them again, as a dialogue'
 	@echo 'make bench       how fast the MX is, next to its limits, and how much it needs'
 	@echo 'make bench-validator   how fast the validator is, next to the limit; then a million spoilt requests'
-	@echo 'make docs        write the tables of variables in the role READMEs anew'
+	@echo 'make docs        write anew what is generated: tables of variables, Prometheus rules, dashboard'
 
 demo: setup
 	python molecule/shared/demo.py up
@@ -71,6 +71,7 @@ lint: $(VENV)/installed
 	shellcheck .ci/run roles/preflight/files/host.sh roles/postfix/files/check-postfix-file roles/tls/files/* roles/code/files/install-code
 	codespell --skip .git,$(VENV),.ansible --ignore-words-list anull,bu,iif,levl,succes
 	python docs/arguments.py --check
+	python files/monitoring/generate.py --check
 	$(took)
 
 unit: $(VENV)/installed
@@ -114,6 +115,7 @@ bench-validator: $(VENV)/installed
 
 docs: $(VENV)/installed
 	python docs/arguments.py
+	python files/monitoring/generate.py
 
 setup: $(VENV)/installed
 	@if missing=$$(dpkg-query --show --showformat='$${db:Status-Status} $${Package}\n' $(DEBIAN_PACKAGES) 2>&1 \
