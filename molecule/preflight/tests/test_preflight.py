@@ -195,7 +195,8 @@ def test_wrong_value_alone(refuse: Any) -> None:
 
 @pytest.mark.usefixtures("untouched")
 def test_password_of_which_a_template_is_made(refuse: Any) -> None:
-    said = refuse({"wrong": {"catchall_password": "of this {{ name }} is made a template"}})["wrong"]
+    password = "of this {{ name }} is made a template"
+    said = refuse({"wrong": {"catchall_password": password}})["wrong"]
     assert "catchall_password is a template that cannot be rendered. Set it to " in said
     assert "after !unsafe if it has braces in it" in said
 
