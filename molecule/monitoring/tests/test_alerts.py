@@ -110,7 +110,17 @@ def test_every_expression_of_the_dashboard_gives_data(
                 missing.append(query)
         return missing
 
-    eventually(empty, lambda seen: not seen, ALERT_SECONDS)
+    # A host in a container has no clock of its own.
+    clock = 'node_timex_sync_status{host=~".*"}'
+    eventually(empty, lambda seen: set(seen) <= {clock}, ALERT_SECONDS)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_disk_that_fills(host: Host, told: Callable[[str, str], None]) -> None:
+    host.check_output("mount -o remount,size=4G /var/spool/postfix")
+    told("MxDiskShort", "firing")
+    host.check_output("mount -o remount,size=8G /var/spool/postfix")
+    told("MxDiskShort", "resolved")
 
 
 @pytest.mark.usefixtures("quiet")
@@ -163,7 +173,9 @@ def test_certificate_near_its_end(host: Host, told: Callable[[str, str], None]) 
     file = "/etc/oempro-mx/tls/mx.pem"
     host.check_output(f"cp -p {file} /run/mx.pem")
     aged = aged_certificate(days_ago=80, days_left=10)
-    host.check_output(f"sed '/BEGIN CERT/,$d' /run/mx.pem > {file}; printf %s >> {file}", aged)
+    host.check_output(
+        f"sed '/BEGIN CERT/,$d' /run/mx.pem > {file}; printf '%%s' %s >> {file}", aged
+    )
     told("MxCertificateEnds", "firing")
     host.check_output(f"cp -p /run/mx.pem {file}")
     told("MxCertificateEnds", "resolved")
