@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import http.server
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from receiver import Receiver
 
 from oempro_mx import cli
 from oempro_mx.alarms import levels
@@ -46,42 +45,9 @@ def test_levels(seen: str, told: str) -> None:
     assert said == told
 
 
-class Receiver:
-    """A web server that is told, and one that may refuse."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str, str]] = []
-        self.status = 200
-        receiver = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                receiver.requests.append((self.command, self.path, body))
-                self.send_response(receiver.status)
-                self.end_headers()
-
-            do_POST = do_GET  # noqa: N815 - the library's name
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/ping/token"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def taken(self) -> list[tuple[str, str, str]]:
-        found, self.requests = self.requests, []
-        return found
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    made = Receiver()
+    made = Receiver("127.0.0.1", "/ping/token")
     yield made
     made.stop()
 
@@ -127,7 +93,7 @@ def test_each_way_is_told_until_it_was(receiver: Receiver, tmp_path: Path) -> No
     receiver.status = 200
     receiver.requests.clear()
     assert look("mx1", BAD, settings, file) == []
-    assert [path for _, path, _ in receiver.taken()] == ["/ping/token/fail"]
+    assert [path for _, path, _ in receiver.requests] == ["/ping/token/fail"]
     assert said.read_text().count("mx1: FAIL") == 1
 
 
@@ -166,7 +132,7 @@ def test_damaged_memory_tells_again(receiver: Receiver, tmp_path: Path) -> None:
         assert Memory.read(file) == Memory()
     for _ in range(2):
         look("mx1", BAD, settings, file)
-    assert receiver.taken()[-1][1] == "/ping/token/fail"
+    assert receiver.requests[-1][1] == "/ping/token/fail"
 
 
 def test_status_of_the_alarms(settings: Settings, receiver: Receiver, tmp_path: Path) -> None:

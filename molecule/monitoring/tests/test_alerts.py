@@ -9,6 +9,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import testinfra
@@ -39,6 +40,14 @@ def watcher(host: Host) -> Host:
     return found
 
 
+def prometheus(watcher: Host, call: str) -> dict[str, Any]:
+    """Return the data of a call of Prometheus's API."""
+    url = f"http://127.0.0.1:9090/api/v1/{call}"
+    code = f"import urllib.request as r; print(r.urlopen({url!r}).read().decode())"
+    data: dict[str, Any] = json.loads(watcher.check_output("python3 -c %s", code))["data"]
+    return data
+
+
 @pytest.fixture
 def told(host: Host, watcher: Host) -> Callable[[str, str], None]:
     """Return a call that waits until an alert of this host is firing, or is resolved."""
@@ -60,12 +69,7 @@ def quiet(host: Host, watcher: Host) -> Iterator[None]:
     name = host.backend.get_hostname()
 
     def firing() -> list[str]:
-        answer = watcher.check_output(
-            "python3 -c %s",
-            "import urllib.request as r;"
-            "print(r.urlopen('http://127.0.0.1:9090/api/v1/alerts').read().decode())",
-        )
-        alerts = json.loads(answer)["data"]["alerts"]
+        alerts = prometheus(watcher, "alerts")["alerts"]
         found = [a["labels"]["alertname"] for a in alerts if a["labels"].get("host") == name]
         return [each for each in found if each != "MxDeliveriesFail"]  # true for ten minutes more
 
@@ -99,14 +103,7 @@ def test_every_expression_of_the_dashboard_gives_data(
             for name, value in variables.items():
                 query = query.replace(name, value)
             query = re.sub(r"\$\{?\w+(:\w+)?\}?", ".*", query)
-            encoded = urllib.parse.quote(query)
-            answer = watcher.check_output(
-                "python3 -c %s",
-                "import urllib.request as r;"
-                f"print(r.urlopen('http://127.0.0.1:9090/api/v1/query?query={encoded}')"
-                ".read().decode())",
-            )
-            if not json.loads(answer)["data"]["result"]:
+            if not prometheus(watcher, f"query?query={urllib.parse.quote(query)}")["result"]:
                 missing.append(query)
         return missing
 

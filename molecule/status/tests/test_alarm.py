@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,42 +10,14 @@ import pytest
 from testinfra.host import Host
 
 from probes import eventually
+from receiver import Receiver
 
 SAID = "/run/said"
 
 
-class Receiver:
-    """What a check at healthchecks.io is for the host."""
-
-    def __init__(self, address: str) -> None:
-        self.requests: list[tuple[str, str, str]] = []
-        self.status = 200
-        receiver = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                receiver.requests.append((self.command, self.path, body))
-                self.send_response(receiver.status)
-                self.end_headers()
-
-            do_POST = do_GET  # noqa: N815 - the library's name
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer((address, 0), Handler)
-        self.url = f"http://{address}:{self._server.server_port}/secret-token"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
 def receiver(variables: dict[str, Any]) -> Iterator[Receiver]:
-    made = Receiver(variables["testhost_gateway"])
+    made = Receiver(variables["testhost_gateway"], "/secret-token")
     yield made
     made.stop()
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import dns.rdtypes.ANY.TLSA
-import dns.rdtypes.ANY.TXT
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -19,8 +18,10 @@ PUBLISH = "publish: "
 # RFC 6698 2.1: what a TLSA record matches.
 _ENTITY = (1, 3)  # certificate usages that name the server's own certificate or key
 _PARTS = {0: "certificate", 1: "key"}
-_DIGESTS = {0: bytes, 1: lambda data: hashlib.sha256(data).digest()} | {
-    2: lambda data: hashlib.sha512(data).digest()
+_DIGESTS: dict[int, Callable[[bytes], bytes]] = {
+    0: bytes,
+    1: lambda data: hashlib.sha256(data).digest(),
+    2: lambda data: hashlib.sha512(data).digest(),
 }
 
 
@@ -56,12 +57,8 @@ def look_at_reverse(host: Host, address: str, names: Names) -> Iterator[Finding]
 
 def look_at_spf(host: Host, names: Names) -> Iterator[Finding]:
     """Judge what is published about who may send by the host's name: nobody may."""
-    texts = [
-        b"".join(value.strings).decode(errors="replace")
-        for value in names.look_up(host.hostname, "TXT").values
-        if isinstance(value, dns.rdtypes.ANY.TXT.TXT)
-    ]
-    policies = [text for text in texts if text.lower().split(" ")[0] == "v=spf1"]
+    published = names.strings(host.hostname)
+    policies = [text for text in published if text.lower().split(" ")[0] == "v=spf1"]
     wanted = f'{PUBLISH}{host.hostname}. TXT "v=spf1 -all"'
     if len(policies) > 1:
         yield warn("SPF", f"{host.hostname} has more than one, which makes them void", wanted)
@@ -115,7 +112,7 @@ def _matches(value: dns.rdtypes.ANY.TLSA.TLSA, certificate: bytes) -> bool:
     digest = _DIGESTS.get(value.mtype)
     if value.usage not in _ENTITY or value.selector not in _PARTS or digest is None:
         return False
-    return bytes(digest(_part(value.selector, certificate))) == bytes(value.cert)
+    return digest(_part(value.selector, certificate)) == bytes(value.cert)
 
 
 def _part_of(values: list[dns.rdtypes.ANY.TLSA.TLSA], certificate: bytes) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import dns.exception
 import dns.name
 import dns.rdata
+import dns.rdtypes.ANY.TXT
 import dns.resolver
 import dns.reversename
 
@@ -40,6 +41,8 @@ class Names:
         if resolvers:
             self._resolver.nameservers = list(resolvers)
         self._resolver.lifetime = LOOKUP_SECONDS
+        # Thousands of domains name the same few hosts.
+        self._resolver.cache = dns.resolver.LRUCache()
 
     def look_up(self, name: str, kind: str) -> Records:
         """Return the records of a type, following CNAMEs.
@@ -60,6 +63,14 @@ class Names:
     def addresses(self, name: str) -> list[str]:
         """Return the IPv4 and then the IPv6 addresses of a name. Raises like `look_up`."""
         return [text for kind in ("A", "AAAA") for text in self.look_up(name, kind).texts()]
+
+    def strings(self, name: str) -> list[str]:
+        """Return the TXT records of a name, each as one string. Raises like `look_up`."""
+        return [
+            b"".join(value.strings).decode(errors="replace")
+            for value in self.look_up(name, "TXT").values
+            if isinstance(value, dns.rdtypes.ANY.TXT.TXT)
+        ]
 
     def reverse(self, address: str) -> tuple[str, list[str]]:
         """Return the name of an address's PTR record, and what it says. Raises like `look_up`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from oempro_mx.model import Finding, State, fail, ok, warn
 from oempro_mx_check.settings import Host
-from oempro_mx_check.tls import context, context_for, served
+from oempro_mx_check.tls import VERIFIABLE, context, context_for, served
 
 ANSWER_SECONDS = 30.0
 SENDER = "oempro-mx-check.invalid"  # RFC 2606 keeps .invalid for names that nobody has
@@ -61,7 +61,6 @@ def converse(host: Host, address: str, domain: str | None) -> Conversation:
         try:
             client.starttls(context=context_for(host))
             found = served(host, client.sock)
-            # In the mode selfsigned nobody can verify it; in the others it was verified just now.
             reload = "systemctl reload postfix"
             findings = [fail(name, f"{address} {found.problem}", reload)] if found.problem else []
             findings += _recipients(client, name, address, domain)
@@ -74,7 +73,7 @@ def converse(host: Host, address: str, domain: str | None) -> Conversation:
     if not findings:
         seen = f"{address} has STARTTLS with the host's certificate, takes mail for {domain}, and"
         findings = [ok(name, f"{seen} no other")]
-    verified = host.certificate_mode != "selfsigned"
+    verified = host.certificate_mode in VERIFIABLE
     return Conversation(address, True, tuple(findings), found.certificate, verified)
 
 

@@ -7,8 +7,6 @@ import ssl
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import dns.rdtypes.ANY.TXT
-
 from oempro_mx.model import Finding, State, fail, warn
 from oempro_mx_check.names import Names
 from oempro_mx_check.settings import Mxs
@@ -30,12 +28,8 @@ class Policy(NamedTuple):
 
 def look_at_sts(domain: str, mxs: Mxs, names: Names) -> Iterator[Finding]:
     """Judge the policy of a domain that has published one."""
-    published = [
-        b"".join(value.strings)
-        for value in names.look_up(f"_mta-sts.{domain}", "TXT").values
-        if isinstance(value, dns.rdtypes.ANY.TXT.TXT)
-    ]
-    if not any(text.startswith(b"v=STSv1;") for text in published):
+    published = names.strings(f"_mta-sts.{domain}")
+    if not any(text.startswith("v=STSv1;") for text in published):
         return
     try:
         policy = parse(_fetch(f"mta-sts.{domain}", names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 
+from oempro_mx.checks.certificate import first_certificate
 from oempro_mx_check.settings import Host
 
 # What a certificate's mode lets senders and the platform verify.
@@ -50,12 +51,6 @@ def served(host: Host, connection: object) -> Served:
     if not isinstance(connection, ssl.SSLSocket):
         raise TypeError("the connection has no TLS")
     certificate = connection.getpeercert(binary_form=True) or b""
-    if host.certificate and ssl.PEM_cert_to_DER_cert(first(host.certificate)) != certificate:
+    if host.certificate and first_certificate(host.certificate) != certificate:
         return Served(certificate, "serves another certificate than the host's file has")
     return Served(certificate, "")
-
-
-def first(pem: str) -> str:
-    """Return the first certificate of a PEM text."""
-    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-    return begin + pem.partition(begin)[2].partition(end)[0] + end

@@ -109,9 +109,7 @@ def _metrics(directory: Path) -> int:
         problems = write(Settings.read(DEFAULT_PATH), directory)
     except (SettingsError, OSError) as error:
         return _stop(str(error))
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return 0
+    return _tell(problems)
 
 
 def _alarm(options: argparse.Namespace) -> int:
@@ -123,6 +121,11 @@ def _alarm(options: argparse.Namespace) -> int:
         problems = alarm(settings.hostname, look_at_everything(settings), alarm_settings)
     except (SettingsError, OSError) as error:
         return _stop(str(error))
+    return _tell(problems)
+
+
+def _tell(problems: list[str]) -> int:
+    """Say what went wrong in a run of a timer, which the next run tries again."""
     for problem in problems:
         print(problem, file=sys.stderr)
     return 0

@@ -5,12 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 DEFAULT_PATH = Path("/etc/oempro-mx/status.json")
 
 
 class SettingsError(Exception):
     """The file of settings cannot be used; the message says why."""
+
+
+_Kind = TypeVar("_Kind")
+
+
+def read(kind: type[_Kind], path: Path) -> _Kind:
+    """Read a dataclass of settings from a JSON object with its fields. Raises SettingsError."""
+    try:
+        values = json.loads(path.read_bytes())
+        return kind(**{each.name: values[each.name] for each in fields(kind)})  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingsError(f"{path} cannot be used ({reason}): run the playbook") from error
 
 
 @dataclass(frozen=True)
@@ -32,9 +46,4 @@ class Settings:
     @classmethod
     def read(cls, path: Path) -> Settings:
         """Read the file. Raises SettingsError."""
-        try:
-            values = json.loads(path.read_bytes())
-            return cls(**{each.name: values[each.name] for each in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise SettingsError(f"{path} cannot be used ({reason}): run the playbook") from error
+        return read(cls, path)

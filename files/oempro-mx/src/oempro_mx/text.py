@@ -40,13 +40,17 @@ def lines(findings: Iterable[Finding], colour: bool) -> list[str]:
     return found
 
 
-def as_json(host: str, findings: Iterable[Finding]) -> str:
-    """Return the status for programs."""
-    listed = [
+def listed(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """Return findings as they stand in JSON."""
+    return [
         {"name": each.name, "state": each.state.value, "seen": each.seen, "remedy": each.remedy}
         for each in findings
     ]
-    return json.dumps({"host": host, "findings": listed}, indent=2)
+
+
+def as_json(host: str, findings: Iterable[Finding]) -> str:
+    """Return the status for programs."""
+    return json.dumps({"host": host, "findings": listed(findings)}, indent=2)
 
 
 def _printable(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from oempro_mx.alarms.levels import FAILING, LEVELS, WELL
 from oempro_mx.model import Finding, ok
-from oempro_mx.text import lines
+from oempro_mx.text import lines, listed
 
 STATES = {WELL: "OK", 1: "WARN", FAILING: "FAIL"}
 
@@ -27,11 +27,7 @@ class Message:
 
     def as_json(self) -> str:
         """Return it for programs; it has the text, too."""
-        changes = [
-            {"name": each.name, "state": each.state.value, "seen": each.seen, "remedy": each.remedy}
-            for each in self.changes
-        ]
-        values = {"host": self.host, "state": self.state, "changes": changes}
+        values = {"host": self.host, "state": self.state, "changes": listed(self.changes)}
         return json.dumps({**values, "text": self.as_text()})
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from oempro_mx.settings import SettingsError
+from oempro_mx.settings import read
 
 DEFAULT_PATH = Path("/etc/oempro-mx/alarm.json")
 
@@ -22,9 +21,4 @@ class AlarmSettings:
     @classmethod
     def read(cls, path: Path) -> AlarmSettings:
         """Read the file. Raises SettingsError."""
-        try:
-            values = json.loads(path.read_bytes())
-            return cls(**{each.name: values[each.name] for each in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise SettingsError(f"{path} cannot be used ({reason}): run the playbook") from error
+        return read(cls, path)

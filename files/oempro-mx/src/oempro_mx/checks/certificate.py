@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import smtplib
 import ssl
 import time
@@ -66,18 +65,18 @@ def look(settings: Settings) -> Iterator[Finding]:
     yield from _served(settings, first_certificate(Path(file).read_text()))
 
 
-def first_certificate(pem: str) -> str:
-    """Return the SHA-256 of the first certificate in a PEM file, which may have a key before it."""
+def first_certificate(pem: str) -> bytes:
+    """Return the first certificate (DER) of a PEM text, which may have a key before it."""
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     only = begin + pem.split(begin, 1)[1].split(end, 1)[0] + end
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(only)).hexdigest()
+    return ssl.PEM_cert_to_DER_cert(only)
 
 
-def _served(settings: Settings, expected: str) -> Iterator[Finding]:
+def _served(settings: Settings, expected: bytes) -> Iterator[Finding]:
     services = {25: "postfix"} | {PORTS[each]: "dovecot" for each in settings.protocols}
     for port, service in services.items():
         found = _certificate_on(port)
-        if found is not None and hashlib.sha256(found).hexdigest() != expected:
+        if found is not None and found != expected:
             seen = f"port {port} serves another one than {settings.certificate}"
             yield fail("certificate", seen, f"systemctl reload {service}")
 
