@@ -22,8 +22,9 @@ CALLS = "fsync,fdatasync,write,pwrite64,writev,sendto,sendmsg,rename,unlink"
 
 @dataclass(frozen=True)
 class Call:
-    """One system call, from the line of the trace where it began to that where it was over."""
+    """A process's system call, from the line of the trace where it began to that of its end."""
 
+    pid: str
     began: int
     ended: int
     text: str
@@ -40,9 +41,9 @@ def calls(trace: str) -> list[Call]:
             open_calls[pid] = number, text.removesuffix("<unfinished ...>")
         elif resumed := re.match(r"<\.\.\. \w+ resumed>(.*)", text):
             began, start = open_calls.pop(pid)
-            found.append(Call(began, number, start.rstrip() + resumed[1].lstrip()))
+            found.append(Call(pid, began, number, start.rstrip() + resumed[1].lstrip()))
         else:
-            found.append(Call(number, number, text))
+            found.append(Call(pid, number, number, text))
     return found
 
 
@@ -76,12 +77,18 @@ def test_on_disk_before_the_250(host: Host, mailbox: Mx, platform: StubClient, d
         lambda found: any(re.match(removed, call.text) for call in found),
     )
 
-    def one(pattern: str, before: Call | None = None, after: Call | None = None) -> Call:
-        """The last such call that ended before, and began after, another."""
+    def one(
+        pattern: str,
+        before: Call | None = None,
+        after: Call | None = None,
+        by: str | None = None,
+    ) -> Call:
+        """The last such call, of this process, that ended before, and began after, another."""
         found = [
             call
             for call in seen
             if re.match(pattern, call.text)
+            and by in (None, call.pid)
             and (before is None or call.ended < before.began)
             and (after is None or call.began > after.ended)
         ]
@@ -95,18 +102,17 @@ def test_on_disk_before_the_250(host: Host, mailbox: Mx, platform: StubClient, d
     written = one(f"write{queue_file}", before=reply)
     one(rf"fsync{queue_file}\) = 0", before=reply, after=written)
 
-    # Dovecot: Postfix has its 250 when the message, its name and its index entry are.
+    # Dovecot: Postfix has its 250 when the message, its name and its index entry are. The sessions
+    # that look for the message write to the same index.
     reply = one(r"\w+\(\d+<socket:.*250 2\.0\.0 <catchall@")
-    named = one(r'rename\(".*/dbox-Mails/\.temp\..*/dbox-Mails/u\.\d+"\) = 0', before=reply)
+    lmtp = reply.pid
+    index = r"\(\d+<[^>]*/dbox-Mails/dovecot\.index\.log>"
+    named = one(r'rename\(".*/dbox-Mails/\.temp\..*/dbox-Mails/u\.\d+"\) = 0', reply, by=lmtp)
     temporary = re.escape(named.text.split('"')[1])
-    written = one(rf"p?write(64)?\(\d+<{temporary}>", before=named)
-    one(rf"fdatasync\(\d+<{temporary}>\) = 0", before=named, after=written)
-    one(r"fdatasync\(\d+<[^>]*/dbox-Mails>\) = 0", before=reply, after=named)
-    indexed = one(r"p?write(64)?\(\d+<[^>]*/dbox-Mails/dovecot\.index\.log>", before=reply)
-    one(
-        r"fdatasync\(\d+<[^>]*/dbox-Mails/dovecot\.index\.log>\) = 0",
-        before=reply,
-        after=indexed,
-    )
+    written = one(rf"p?write(64)?\(\d+<{temporary}>", before=named, by=lmtp)
+    one(rf"fdatasync\(\d+<{temporary}>\) = 0", before=named, after=written, by=lmtp)
+    one(r"fdatasync\(\d+<[^>]*/dbox-Mails>\) = 0", before=reply, after=named, by=lmtp)
+    indexed = one(rf"p?write(64)?{index}", before=reply, by=lmtp)
+    one(rf"fdatasync{index}\) = 0", before=reply, after=indexed, by=lmtp)
     # And only then Postfix lets go of its copy.
     one(removed, after=reply)
