@@ -79,6 +79,7 @@ unit: $(VENV)/installed
 	cd files/validator && python -m pytest --cov --cov-fail-under=95 --quiet
 	cd files/oempro-mx && python -m pytest --quiet
 	cd files/oempro-mx-check && python -m pytest --quiet
+	cd files/monitoring && python -m pytest --quiet
 	$(took)
 
 molecule: $(SCENARIOS)

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import datetime
+import dataclasses
+import imaplib
 import json
 import re
+import shlex
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import testinfra
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 from testinfra.host import Host
 
-from faults import MESSAGE
+from ca import self_signed
+from faults import APT, MESSAGE
 from platform_stub import StubClient
 from probes import Mx, eventually
 
 PROJECT = Path(__file__).resolve().parents[3]
 ALERT_SECONDS = 120  # the exporters write once a minute
+QUIET_SECONDS = 150
+WRONG_LOGINS = 120
 LOG = "/run/webhook.log"
+# Of Postfix's long queue IDs.
+DIGITS = "0123456789BCDFGHJKLMNPQRSTVWXYZbcdfghjklmnpqrstvwxyz"
 
 
 @pytest.fixture
@@ -48,6 +52,13 @@ def prometheus(watcher: Host, call: str) -> dict[str, Any]:
     return data
 
 
+def query(watcher: Host, expression: str) -> list[dict[str, Any]]:
+    """Evaluate an expression now."""
+    encoded = urllib.parse.quote(expression)
+    result: list[dict[str, Any]] = prometheus(watcher, f"query?query={encoded}")["result"]
+    return result
+
+
 @pytest.fixture
 def told(host: Host, watcher: Host) -> Callable[[str, str], None]:
     """Return a call that waits until an alert of this host is firing, or is resolved."""
@@ -58,6 +69,7 @@ def told(host: Host, watcher: Host) -> Callable[[str, str], None]:
         return str(lines[-1].split()[0]) if lines else "never"
 
     def wait(alert: str, status: str) -> None:
+        host.run("systemctl start oempro-mx-metrics")  # rather than wait for the timer
         eventually(lambda: last(alert), lambda seen: seen == status, ALERT_SECONDS)
 
     return wait
@@ -70,8 +82,7 @@ def quiet(host: Host, watcher: Host) -> Iterator[None]:
 
     def firing() -> list[str]:
         alerts = prometheus(watcher, "alerts")["alerts"]
-        found = [a["labels"]["alertname"] for a in alerts if a["labels"].get("host") == name]
-        return [each for each in found if each != "MxDeliveriesFail"]  # true for ten minutes more
+        return [a["labels"]["alertname"] for a in alerts if a["labels"].get("host") == name]
 
     eventually(firing, lambda seen: not seen, ALERT_SECONDS)
     yield
@@ -99,17 +110,38 @@ def test_every_expression_of_the_dashboard_gives_data(
     def empty() -> list[str]:
         missing = []
         for found in expressions:
-            query = json.loads(f'"{found}"')
+            expression = json.loads(f'"{found}"')
             for name, value in variables.items():
-                query = query.replace(name, value)
-            query = re.sub(r"\$\{?\w+(:\w+)?\}?", ".*", query)
-            if not prometheus(watcher, f"query?query={urllib.parse.quote(query)}")["result"]:
-                missing.append(query)
+                expression = expression.replace(name, value)
+            expression = re.sub(r"\$\{?\w+(:\w+)?\}?", ".*", expression)
+            if not query(watcher, expression):
+                missing.append(expression)
         return missing
 
     # A host in a container has no clock of its own.
     clock = 'node_timex_sync_status{host=~".*"}'
     eventually(empty, lambda seen: set(seen) <= {clock}, ALERT_SECONDS)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_normal_load(
+    host: Host, watcher: Host, mailbox: Mx, platform: StubClient, domain: str
+) -> None:
+    """Mail comes all the time, and the platform fetches: nothing alarms."""
+    platform.answer(domain, "allow")
+    deadline = time.monotonic() + QUIET_SECONDS
+    fetched = 0
+    while time.monotonic() < deadline:
+        for number in range(20):
+            assert mailbox.send(f"bounce+{number}@{domain}", MESSAGE).code == 250
+        fetched += len(mailbox.fetch_when(20))
+        mailbox.empty()
+    name = host.backend.get_hostname()
+    fired = f'count_over_time(ALERTS{{host="{name}", alertstate="firing"}}[{QUIET_SECONDS}s])'
+    rate = f'rate(oempro_mx_messages_accepted_total{{host="{name}"}}[{QUIET_SECONDS}s])'
+    assert fetched > 20
+    assert float(query(watcher, rate)[0]["value"][1]) > 0
+    assert query(watcher, fired) == []
 
 
 @pytest.mark.usefixtures("quiet")
@@ -155,13 +187,74 @@ def test_dovecot_that_takes_no_mail(
     eventually(lambda: "status=deferred" in host.check_output("tail /var/log/postfix.log"))
     told("MxTargetGone", "firing")
     told("MxDeliveriesFail", "firing")
+    told("MxAcceptedNotDelivered", "firing")
+    let_it_have_arrived_earlier(host, seconds=1000)
+    told("MxQueueOld", "firing")
     host.check_output("postsuper -h ALL")
     told("MxMessagesHeld", "firing")
     host.check_output("systemctl start dovecot && postsuper -H ALL && postqueue -f")
     mailbox.fetch_when(1)
-    told("MxTargetGone", "resolved")
-    told("MxMessagesHeld", "resolved")
+    for alert in ("TargetGone", "MessagesHeld", "QueueOld", "AcceptedNotDelivered"):
+        told(f"Mx{alert}", "resolved")
     mailbox.empty()
+
+
+def let_it_have_arrived_earlier(host: Host, seconds: int) -> None:
+    """Rename the deferred message: its queue ID says when it arrived."""
+    deferred = "/var/spool/postfix/deferred"
+    (queue_id,) = host.check_output(f"find {deferred} -type f -printf '%f\\n'").split()
+    found = re.fullmatch(r"(.+)(.{4}z[^z]+)", queue_id)
+    assert found
+    arrival = 0
+    for digit in found[1]:
+        arrival = arrival * len(DIGITS) + DIGITS.index(digit)
+    arrival -= seconds
+    earlier = ""
+    while arrival:
+        arrival, digit_of = divmod(arrival, len(DIGITS))
+        earlier = DIGITS[digit_of] + earlier
+    host.check_output(f"find {deferred} -name {queue_id} -execdir mv {{}} {earlier}{found[2]} ';'")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_platform_with_a_wrong_password(
+    host: Host,
+    mailbox: Mx,
+    platform: StubClient,
+    domain: str,
+    told: Callable[[str, str], None],
+) -> None:
+    """It fetches no more, and a message has been there for two hours."""
+    platform.answer(domain, "allow")
+    assert mailbox.send(f"a@{domain}", MESSAGE).code == 250
+    host.check_output(f"{APT} install faketime")
+    saved = "faketime --exclude-monotonic '2 hours ago' doveadm save -u"
+    host.check_output(f"printf 'Subject: old\\n\\nOld.\\n' | {saved} {mailbox.username}")
+    mailbox.fetch_when(2)
+
+    guess = dataclasses.replace(mailbox, password="wrong")
+
+    def wrong(_: int) -> None:
+        with pytest.raises(imaplib.IMAP4.error), guess.imap():
+            pass
+
+    with ThreadPoolExecutor(20) as logins:
+        list(logins.map(wrong, range(WRONG_LOGINS)))
+    for alert in ("LoginsFail", "MailboxNotEmptied", "MailboxOld"):
+        told(f"Mx{alert}", "firing")
+    mailbox.empty()
+    for alert in ("LoginsFail", "MailboxNotEmptied", "MailboxOld"):
+        told(f"Mx{alert}", "resolved")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_metrics_that_are_not_written(host: Host, told: Callable[[str, str], None]) -> None:
+    host.check_output("systemctl mask --runtime oempro-mx-metrics.service")
+    file = "/var/lib/prometheus/node-exporter/oempro-mx.prom"
+    host.check_output(f"touch --date '10 minutes ago' {file}")
+    told("MxMetricsStale", "firing")
+    host.check_output("systemctl unmask --runtime oempro-mx-metrics.service")
+    told("MxMetricsStale", "resolved")
 
 
 @pytest.mark.usefixtures("quiet")
@@ -169,28 +262,8 @@ def test_certificate_near_its_end(host: Host, told: Callable[[str, str], None]) 
     """The file alone: a renewal that failed leaves the old one there."""
     file = "/etc/oempro-mx/tls/mx.pem"
     host.check_output(f"cp -p {file} /run/mx.pem")
-    aged = aged_certificate(days_ago=80, days_left=10)
-    host.check_output(
-        f"sed '/BEGIN CERT/,$d' /run/mx.pem > {file}; printf '%%s' %s >> {file}", aged
-    )
+    aged = self_signed("aged.example.com", days_ago=80, days_left=10)
+    host.check_output(f"printf %s {shlex.quote(aged)} > {file}")
     told("MxCertificateEnds", "firing")
     host.check_output(f"cp -p /run/mx.pem {file}")
     told("MxCertificateEnds", "resolved")
-
-
-def aged_certificate(days_ago: int, days_left: int) -> str:
-    """Return a certificate (PEM) that has most of its life behind it."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "aged")])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=days_ago))
-        .not_valid_after(now + datetime.timedelta(days=days_left))
-        .sign(key, hashes.SHA256())
-    )
-    return made.public_bytes(Encoding.PEM).decode()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,60 +11,16 @@ import pytest
 from testinfra.host import Host
 
 from faults import MESSAGE, rebooted
+from findings import Status, found
 from platform_stub import StubClient
 from probes import Mx, eventually
 
-CODES = {"OK": 0, "WARN": 1, "COULD NOT LOOK": 1, "FAIL": 2}
 PLAYBOOK = "ansible-playbook -i inventory site.yml --limit "
 FLAKY = """[Service]
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/bin/test -e /run/flaky-may-start
 """
-
-
-@dataclass(frozen=True)
-class Status:
-    """What the command says once."""
-
-    code: int
-    findings: list[dict[str, str]]
-
-    def bad(self) -> list[dict[str, str]]:
-        return [each for each in self.findings if each["state"] != "OK"]
-
-    def of(self, name: str) -> list[dict[str, str]]:
-        return [each for each in self.findings if each["name"] == name]
-
-
-@pytest.fixture
-def status(host: Host) -> Callable[[], Status]:
-    """Run the command as an operator's monitoring does."""
-
-    def run() -> Status:
-        done = host.run("oempro-mx status --json")
-        listed = json.loads(done.stdout)["findings"]
-        assert done.rc == max(CODES[each["state"]] for each in listed)
-        return Status(done.rc, listed)
-
-    return run
-
-
-@pytest.fixture
-def well(status: Callable[[], Status]) -> Iterator[None]:
-    """All is well before the test, and again after it."""
-    eventually(status, lambda seen: not seen.bad())
-    yield
-    eventually(status, lambda seen: not seen.bad())
-
-
-def found(status: Callable[[], Status], name: str, state: str, words: str) -> dict[str, str]:
-    """Wait for a finding, and return it."""
-
-    def matching() -> list[dict[str, str]]:
-        return [e for e in status().of(name) if e["state"] == state and words in e["seen"]]
-
-    return eventually(matching)[0]
 
 
 @dataclass(frozen=True)
