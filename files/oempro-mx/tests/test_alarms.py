@@ -97,16 +97,19 @@ def test_each_way_is_told_until_it_was(receiver: Receiver, tmp_path: Path) -> No
     assert said.read_text().count("mx1: FAIL") == 1
 
 
-def test_what_is_told_late_says_how_it_was(receiver: Receiver, tmp_path: Path) -> None:
+@pytest.mark.parametrize("finding", [*BAD, warn("queue", "1 is on hold", "postsuper -H ALL")])
+def test_what_is_told_late_says_how_it_was(
+    receiver: Receiver, tmp_path: Path, finding: Finding
+) -> None:
     settings, file = AlarmSettings(receiver.url, "", 5), tmp_path / "told"
     receiver.status = 500
     for _ in range(2):
-        look("mx1", BAD, settings, file)
+        look("mx1", [finding], settings, file)
     receiver.status = 200
     receiver.requests.clear()
     look("mx1", WELL, settings, file)
     [change] = json.loads(receiver.requests[0][2])["changes"]
-    assert change["state"] == "FAIL"
+    assert change["state"] == finding.state.value
     assert change["seen"] == "it was so until now: empty"
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from oempro_mx.alarms.levels import FAILING, LEVELS, WELL
-from oempro_mx.model import Finding, ok
+from oempro_mx.model import Finding, State, ok
 from oempro_mx.text import lines, listed
 
-STATES = {WELL: "OK", 1: "WARN", FAILING: "FAIL"}
+STATES = {WELL: State.OK, LEVELS[State.WARN]: State.WARN, FAILING: State.FAIL}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def message(
     """Return what has changed from what was told to what is settled now."""
     changed = [name for name in {**now, **told} if told.get(name, WELL) != now.get(name, WELL)]
     worst = max(now.values(), default=WELL)
-    return Message(host, STATES[worst], [_as_told(name, now, findings) for name in sorted(changed)])
+    return Message(host, STATES[worst].value, [_as_told(name, now, findings) for name in sorted(changed)])
 
 
 def _as_told(name: str, now: Mapping[str, int], findings: Mapping[str, Finding]) -> Finding:
@@ -45,9 +45,5 @@ def _as_told(name: str, now: Mapping[str, int], findings: Mapping[str, Finding])
     if LEVELS[found.state] >= now.get(name, WELL):
         return found
     # It went away in this very look, and may come back: two of the last three had it.
-    return Finding(
-        name,
-        next(s for s, level in LEVELS.items() if level == now[name]),
-        f"it was so until now: {found.seen}",
-        "oempro-mx status",
-    )
+    seen = f"it was so until now: {found.seen}"
+    return Finding(name, STATES[now[name]], seen, "oempro-mx status")
