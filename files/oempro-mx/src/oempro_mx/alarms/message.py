@@ -37,7 +37,8 @@ def message(
     """Return what has changed from what was told to what is settled now."""
     changed = [name for name in {**now, **told} if told.get(name, WELL) != now.get(name, WELL)]
     worst = max(now.values(), default=WELL)
-    return Message(host, STATES[worst].value, [_as_told(name, now, findings) for name in sorted(changed)])
+    changes = [_as_told(name, now, findings) for name in sorted(changed)]
+    return Message(host, STATES[worst].value, changes)
 
 
 def _as_told(name: str, now: Mapping[str, int], findings: Mapping[str, Finding]) -> Finding:
