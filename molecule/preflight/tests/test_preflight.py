@@ -282,6 +282,15 @@ def test_command_line_that_makes_text_of_it(site: Callable[..., Any]) -> None:
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("task", ["firewall : configure | Render the rules", "Record the version"])
+def test_run_that_begins_in_its_middle(site: Callable[..., Any], task: str) -> None:
+    run = site(f"--start-at-task={task}", check=False)
+    assert run.status != 0
+    assert run.recap["changed"] == 0
+    assert "Run site.yml without --start-at-task; --tags runs a part of it." in run.said
+
+
+@pytest.mark.usefixtures("untouched")
 def test_system_that_is_not_supported(site: Callable[..., Any]) -> None:
     run = site(check=False, preflight_supported_systems={"Debian": [11]})
     assert run.status != 0
