@@ -21,7 +21,9 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +48,10 @@ FILL_SECONDS = 600
 SMALL, MIDDLE, LARGE = 1_000, 100_000, 1_000_000  # messages in the mailbox
 IDLE_MB, BATCH_RATIO, FIRST_RATIO, SECOND_SECONDS = 120, 2.5, 2.0, 20
 WARM_RATIO, DELIVERED_RATIO = 0.95, 0.6
+EXPORTERS = (9100, 9854, 9900)
+HELD = 10_000  # messages in the queue
+SCRAPES_PER_MINUTE = 4
+WATCHED_SHARE, WATCHED_RATIO = 0.02, 0.95
 MEMORIES_MB = (512, 384, 256, 192, 160, 128, 96)
 
 
@@ -61,6 +67,7 @@ class Bench:
         self.host = testhost.Host(lab, "mx-bench")
         self.twin = testhost.Host(lab, "mx-twin")
         self.lab = lab
+        self.variables: dict[str, Any] = {}
         self._number = 0
 
     # -- telling --------------------------------------------------------------
@@ -73,7 +80,7 @@ class Bench:
 
     def goal(self, name: str, figure: float, relation: str, wanted: float) -> None:
         """Note whether a goal is reached."""
-        self.goals.append((name, round(figure, 2), relation, wanted))
+        self.goals.append((name, round(figure, 3), relation, wanted))
 
     # -- provisioning ---------------------------------------------------------
 
@@ -105,7 +112,12 @@ class Bench:
             "validator_api_burst": 10000,
         }
         self.inventory = self.lab.path / "bench.json"
-        self.inventory.write_text(json.dumps({"mx": {"hosts": {"mx-bench": variables}}}))
+        self.configure(variables)
+
+    def configure(self, variables: dict[str, Any]) -> None:
+        """Set variables in the inventory."""
+        self.variables |= variables
+        self.inventory.write_text(json.dumps({"mx": {"hosts": {"mx-bench": self.variables}}}))
 
     def site(self) -> tuple[float, dict[str, float], int]:
         """Run the playbook; return seconds, seconds by role, and how many tasks there were."""
@@ -316,6 +328,64 @@ class Bench:
         small, large = (statistics.median(seconds[f"IMAP at {n:,}"]) for n in (SMALL, LARGE))
         self.goal(f"IMAP cycle at {LARGE:,} / at {SMALL:,}", large / small, "<=", BATCH_RATIO)
 
+    # -- metrics --------------------------------------------------------------
+
+    def hold(self, count: int) -> None:
+        """Fill the queue with messages that nothing delivers."""
+        self.shell(
+            "postconf -e 'smtpd_data_restrictions = check_client_access static:HOLD' &&"
+            "systemctl reload postfix"
+        )
+        send_all((self.host.address, 25), self.recipients(False, count), False)
+        held = self.host.root / "var/spool/postfix/hold"
+        assert sum(len(files) for _, _, files in os.walk(held)) == count
+
+    def collect(self, scrapes: int) -> None:
+        """Do what the timer does once a minute, and read the exporters."""
+        self.shell("systemctl start oempro-mx-metrics")
+        for _ in range(scrapes):
+            for port in EXPORTERS:
+                address = f"http://{self.host.address}:{port}/metrics"
+                with urllib.request.urlopen(address, timeout=60) as reply:
+                    assert reply.read()
+
+    def used_by_collecting(self) -> float:
+        """Return the processor time that a minute's collecting takes, in seconds."""
+        began = group_cpu_seconds(self.host)
+        self.shell("true")  # the connection itself
+        between = group_cpu_seconds(self.host)
+        self.collect(SCRAPES_PER_MINUTE)
+        ended = group_cpu_seconds(self.host)
+        return (ended - between) - (between - began)
+
+    def watched_delivery(self) -> float:
+        """Return deliveries a second while the metrics are collected, eight times as often."""
+        collecting = threading.Thread(target=self.collect, args=[1])
+        collecting.start()
+        delivered = self.run(25, False, False)["delivered"]
+        collecting.join()
+        return delivered
+
+    def watching(self) -> None:
+        print(f"\nMetrics: {LARGE:,} messages in the mailbox, {HELD:,} held in the queue")
+        self.hold(HELD)
+        sources = [f"{testhost.TESTER}/32"]
+        self.configure({"monitoring_enabled": True, "firewall_metrics_sources": sources})
+        self.site()  # without what was changed above
+        self.fill(LARGE)
+        self.collect(1)
+        shares = [self.used_by_collecting() / 60 for _ in range(self.rounds)]
+        alone, watched = [], []
+        for _ in range(self.rounds):
+            alone.append(self.run(25, False, False)["delivered"])
+            watched.append(self.watched_delivery())
+        self.tell("of one processor, four scrapes a minute", [100 * each for each in shares], "%")
+        self.tell("delivered, not watched", alone, "/s")
+        self.tell("delivered, watched", watched, "/s")
+        ratio = statistics.median(w / a for w, a in zip(watched, alone, strict=True))
+        self.goal("metrics, share of a processor", statistics.median(shares), "<=", WATCHED_SHARE)
+        self.goal("delivered, watched / not watched", ratio, ">=", WATCHED_RATIO)
+
     # -- the smallest host ----------------------------------------------------
 
     def takes_mail(self) -> bool:
@@ -418,6 +488,13 @@ def cpu_seconds(host: testhost.Host) -> dict[str, float]:
     return used
 
 
+def group_cpu_seconds(host: testhost.Host) -> float:
+    """What the whole host has used of the processors so far, in seconds."""
+    found = re.search(r"usage_usec (\d+)", (host.cgroup / "cpu.stat").read_text())
+    assert found
+    return int(found[1]) / 1e6
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
@@ -428,7 +505,13 @@ def main() -> int:
     bench = Bench(options.messages, options.rounds)
     try:
         bench.create()
-        for part in (bench.provisioning, bench.throughput, bench.mailbox, bench.smallest):
+        for part in (
+            bench.provisioning,
+            bench.throughput,
+            bench.mailbox,
+            bench.watching,
+            bench.smallest,
+        ):
             part()
         reached = bench.verdict()
         if options.json:
