@@ -40,7 +40,7 @@ FIRST_ADDRESS = 11  # 10.99.N.11 is the first host, 10.99.N.1 this machine
 # What connects to the hosts from this machine comes from these, in all labs.
 TESTER, TESTER6 = "10.99.0.1", "fd99::1"
 SMTP_PORTS = "25, 465, 587"
-DISK = "mode=755,size=8G,nr_inodes=200k"  # a test makes it smaller while the host runs
+DISK = "mode=755,size=16G,nr_inodes=200k"  # a test makes it smaller while the host runs
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 

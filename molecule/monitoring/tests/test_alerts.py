@@ -148,7 +148,7 @@ def test_normal_load(
 def test_disk_that_fills(host: Host, told: Callable[[str, str], None]) -> None:
     host.check_output("mount -o remount,size=4G /var/spool/postfix")
     told("MxDiskShort", "firing")
-    host.check_output("mount -o remount,size=8G /var/spool/postfix")
+    host.check_output("mount -o remount,size=16G /var/spool/postfix")
     told("MxDiskShort", "resolved")
 
 
