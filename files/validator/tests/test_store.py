@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,6 +191,24 @@ def test_a_folder_in_its_place(file: Path, stores: Stores) -> None:
     running.save("a.example")
     eventually(lambda: running.last_error == "unable to open database file")
     file.rmdir()
+    written(running)
+    assert [domain for domain, _ in on_disk(file)] == ["a.example"]
+
+
+def test_a_directory_that_may_not_be_searched(
+    file: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(path: Path, **_: object) -> os.stat_result:
+        asked.append(path)
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", refuse)  # root may search every one
+        running = stores()
+        eventually(lambda: asked)
+    running.save("a.example")
     written(running)
     assert [domain for domain, _ in on_disk(file)] == ["a.example"]
 

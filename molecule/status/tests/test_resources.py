@@ -62,7 +62,7 @@ def test_disk_that_fills(host: Host, status: Callable[[], Status]) -> None:
     samples = json.loads(host.check_output(f"cat {SAMPLES}"))
     earlier = {path: [[when - 900, free] for when, free in seen] for path, seen in samples.items()}
     host.check_output(f"printf %s {shlex.quote(json.dumps(earlier))} > {SAMPLES}")
-    host.check_output(f"fallocate --length 100M {QUEUE}/large")
+    host.check_output(f"fallocate --length 300M {QUEUE}/large")
     finding = found(status, f"disk {QUEUE}", "WARN", "full in ")
     assert QUEUE in host.check_output(finding["remedy"])
     host.check_output(f"rm {QUEUE}/large")
@@ -75,7 +75,7 @@ def test_no_inodes(
     platform.answer(domain, "allow")
     inodes = host.check_output(f"df --output=itotal {QUEUE} | tail -n 1").strip()
     used = int(host.check_output(f"df --output=iused {QUEUE} | tail -n 1"))
-    host.check_output(f"mount -o remount,nr_inodes={used + 20} {QUEUE}")
+    host.check_output(f"mount -o remount,nr_inodes={used + 1} {QUEUE}")
     finding = found(status, "inodes", "FAIL", "every sender is told 452")
     assert eventually(lambda: mx.rcpt(f"a@{domain}"), lambda seen: seen.code == 452)
     assert QUEUE in host.check_output(finding["remedy"])
@@ -108,18 +108,17 @@ def test_known_good_domains_that_cannot_be_written(
     host: Host,
     mx: Mx,
     status: Callable[[], Status],
-    site: Callable[..., Any],
     platform: StubClient,
     domain: str,
 ) -> None:
+    """Somebody has put the file back from a copy, as root."""
     host.check_output("supervisorctl stop mx-validator")
     host.check_output(f"chown --recursive root: {STORE_FOLDER}")
     host.check_output("supervisorctl start mx-validator")
     platform.answer(domain, "allow")
     eventually(lambda: mx.rcpt(f"a@{domain}").code, lambda code: code == 250)
     finding = found(status, "known good", "FAIL", "1 domains are not on disk: ")
-    assert finding["remedy"].startswith("ansible-playbook ")
-    site()
+    host.check_output(finding["remedy"])
 
 
 @pytest.mark.usefixtures("well")

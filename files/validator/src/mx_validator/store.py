@@ -142,15 +142,17 @@ class SqliteStore:
 
     def _check_integrity(self) -> None:
         """Look for damage that `load` does not meet, in the index, on which writes rely."""
-        if self._awaits_replacement or not self._path.is_file():
+        if self._awaits_replacement:
             return
         try:
+            if not self._path.is_file():
+                return
             with contextlib.closing(connect(self._path, "mode=ro")) as connection:
                 (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             if is_damage(error, self._path):
                 self._record_damage(str(error))
-            return
+            return  # a file that cannot be read is reported by the first write
         if found != b"ok":
             self._record_damage(found.decode("utf-8", "replace"))
 

@@ -20,6 +20,8 @@ API_KEY = "API key"
 URL = "oempro_url"
 
 _TEMPFAIL = 75
+# Of the directory of the known-good domains: who may write there, and what room there is.
+REPAIR = "chown --recursive mx-validator: /var/lib/mx-validator && df -h /var/lib/mx-validator"
 
 
 def look(settings: Settings) -> Iterator[Finding]:
@@ -34,7 +36,7 @@ def look(settings: Settings) -> Iterator[Finding]:
 def judge(status: dict[str, Any], settings: Settings) -> Iterator[Finding]:
     """Judge the validator's status."""
     yield _platform(status, settings)
-    yield _known_good(status, settings)
+    yield _known_good(status)
     if status["queue_short"]:
         free = status["queue_free_inodes"]
         seen = f"every sender is told 452: only {free} free inodes for the queue"
@@ -68,11 +70,11 @@ def _platform(status: dict[str, Any], settings: Settings) -> Finding:
     )
 
 
-def _known_good(status: dict[str, Any], settings: Settings) -> Finding:
+def _known_good(status: dict[str, Any]) -> Finding:
     name = "known good"
     if status["store_last_error"] is not None:
         seen = f"{status['store_unwritten']} domains are not on disk: {status['store_last_error']}"
-        return fail(name, f"{seen}. A restart would forget them", settings.playbook)
+        return fail(name, f"{seen}. A restart would forget them", REPAIR)
     oldest, days = status["oldest_seconds"], status["known_good_days"]
     seen = f"{status['known_good']} domains"
     if oldest is not None:
