@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
+import signal
 import subprocess
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import shell
 import testhost
-from probes import Message, Mx
+from probes import Message, Mx, eventually
 
 HOST = "collector"
 USER = "admin"  # some refuse to write mail as root
@@ -137,11 +141,26 @@ class Run:
         """Wait until it has ended; return what it said."""
         return self.process.communicate()[0]
 
+    def kill(self) -> None:
+        """Kill it as soon as it has fetched something."""
+        eventually(lambda: next(self.directory.rglob("new/*"), None))
+        # The host is a container: its processes are this machine's, too.
+        for pid in shell.processes(lambda words: self.directory.name in " ".join(words)):
+            if pid != self.process.pid:
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGKILL)
+        said = self.end()
+        assert self.process.returncode != 0, said
+
     def messages(self) -> list[Message]:
         """Return what it has fetched, when it has ended well."""
         said = self.end()
         assert self.process.returncode == 0, said
-        return [Message(as_sent(path.read_bytes())) for path in self.directory.glob("new/*")]
+        return self.stored()
+
+    def stored(self) -> list[Message]:
+        """Return what it has fetched so far."""
+        return [Message(as_sent(path.read_bytes())) for path in self.directory.rglob("new/*")]
 
 
 def as_sent(data: bytes) -> bytes:

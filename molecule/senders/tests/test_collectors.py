@@ -12,9 +12,9 @@ from collecting import Collector
 from platform_stub import StubClient
 from probes import Mx
 
-PHP_POP3 = Collector("php", "pop3")
+PHP_IMAP, PHP_POP3 = Collector("php", "imap"), Collector("php", "pop3")
 COLLECTORS = (
-    *(Collector("php", "imap"), PHP_POP3),
+    *(PHP_IMAP, PHP_POP3),
     *(Collector("fetchmail", "imap"), Collector("fetchmail", "pop3")),
     *(Collector("getmail", "imap"), Collector("getmail", "pop3")),
     Collector("mbsync", "imap"),
@@ -32,6 +32,7 @@ BODIES = (
 )
 SENDER = "Joe.Q=x@isp.example"
 MANY = 50
+LARGE = (b"x" * 76 + b"\r\n") * 1300  # so that many take a while
 
 
 @pytest.fixture
@@ -64,6 +65,20 @@ def test_each_message_once_and_as_it_is(
     for message in found:
         assert message.return_path == f"<{SENDER}>"
         assert message.raw.endswith(sent[message.original_to]), message.original_to
+    assert mailbox.count() == 0
+
+
+@pytest.mark.parametrize("collector", COLLECTORS, ids=lambda c: f"{c.program}-{c.protocol}")
+def test_collector_that_is_killed(
+    mailbox: Mx, fill: Callable[..., dict[str, bytes]], collector: Collector
+) -> None:
+    """What it had not deleted is there for the next one; what it had deleted, it had stored."""
+    sent = fill((LARGE,) * 4 * MANY)
+    killed = collector.start(mailbox)
+    killed.kill()
+    whole = [message for message in killed.stored() if message.raw.endswith(LARGE)]
+    found = [*whole, *PHP_IMAP.start(mailbox).messages()]
+    assert {message.original_to for message in found} == set(sent)
     assert mailbox.count() == 0
 
 
