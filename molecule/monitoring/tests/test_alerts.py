@@ -254,11 +254,11 @@ def test_platform_with_a_wrong_password(
 
 @pytest.mark.usefixtures("quiet")
 def test_metrics_that_are_not_written(host: Host, told: Callable[[str, str], None]) -> None:
-    host.check_output("systemctl mask --runtime oempro-mx-metrics.service")
-    file = "/var/lib/prometheus/node-exporter/oempro-mx.prom"
+    command, file = "/usr/local/bin/oempro-mx", "/var/lib/prometheus/node-exporter/oempro-mx.prom"
+    host.check_output(f"mv {command} {command}.away && systemctl stop oempro-mx-metrics")
     host.check_output(f"touch --date '10 minutes ago' {file}")
     told("MxMetricsStale", "firing")
-    host.check_output("systemctl unmask --runtime oempro-mx-metrics.service")
+    host.check_output(f"mv {command}.away {command}")
     told("MxMetricsStale", "resolved")
 
 
