@@ -94,6 +94,14 @@ def test_alarms(host: Host, receiver: Receiver, site: Callable[..., Any]) -> Non
     assert json.loads(body)["state"] in {"OK", "WARN"}
     eventually(look, lambda found: found == [("GET", "/secret-token", "")])
 
+    told = "/var/lib/oempro-mx/alarm-told.json"
+    host.check_output(f'sed -i \'s/"looked": [0-9.]*/"looked": 1/\' {told}')
+    blind = seen(host)
+    assert blind["state"] == "WARN"
+    assert "nothing has looked for " in blind["seen"]
+    host.check_output(blind["remedy"])
+    assert seen(host)["state"] == "OK"
+
     (timer,) = [
         each
         for each in json.loads(host.run("oempro-mx status --json").stdout)["findings"]

@@ -16,6 +16,16 @@ from platform_stub import StubClient
 from probes import Mx, eventually
 
 PLAYBOOK = "ansible-playbook -i inventory site.yml --limit "
+# Write into the validator's file that a domain was confirmed so many days ago.
+CONFIRM = """runuser -u mx-validator -- python3 -c '
+import sys, time
+sys.path.insert(0, "/opt/mx-validator/current")
+from pathlib import Path
+from mx_validator.database import SCHEMA, UPSERT, connect, make_row
+with connect(Path("/var/lib/mx-validator/known-good.sqlite")) as file:
+    file.execute(SCHEMA)
+    file.execute(UPSERT, make_row(sys.argv[1], time.time() - 86400 * float(sys.argv[2])))
+'"""
 FLAKY = """[Service]
 Type=oneshot
 RemainAfterExit=yes
@@ -181,6 +191,8 @@ def test_what_the_playbook_mends(
 ) -> None:
     host.check_output("echo '# by hand' >> /etc/dovecot/dovecot.conf")
     host.check_output("postconf -e queue_minfree=99999999999999 && postfix reload")
+    host.check_output("rm /var/lib/oempro-mx/version")
+    unfinished = found(status, "version", "WARN", "no whole run has ended on this host")
     host.check_output("echo 0.9.0 > /var/lib/oempro-mx/version")
     full = found(status, "port 25", "FAIL", "every sender is told: 452 4.3.1")
     assert full["remedy"] == "df -h /var/spool/postfix"
@@ -193,6 +205,7 @@ def test_what_the_playbook_mends(
             ("version", "WARN", "the last whole run was of 0.9.0, this command is of 1.0.0"),
         )
     }
+    remedies.add(unfinished["remedy"])
     assert remedies == {f"{PLAYBOOK}{host.backend.get_hostname()}"}
     site()
 
@@ -205,6 +218,39 @@ def test_damaged_known_good_domains(host: Host, status: Callable[[], Status]) ->
     host.check_output("supervisorctl start mx-validator")
     finding = found(status, "known good", "WARN", "the file was damaged and written anew")
     host.check_output(finding["remedy"])
+
+
+@pytest.mark.usefixtures("well")
+def test_known_good_domains_that_nobody_has_confirmed_for_days(
+    host: Host, status: Callable[[], Status], platform: StubClient, domain: str
+) -> None:
+    """The platform has been away for most of the week for which they are known good."""
+    host.check_output("supervisorctl stop mx-validator")
+    host.check_output(f"{CONFIRM} {domain} 6.5")
+    platform.listen(False)
+    host.check_output("supervisorctl start mx-validator")
+    finding = found(status, "known good", "WARN", "After that it gets 451")
+    assert domain in host.check_output(finding["remedy"])
+    platform.answer(domain, "allow")
+    platform.listen(True)
+    host.check_output(f"mx-validator forget {domain}")
+
+
+@pytest.mark.usefixtures("well")
+def test_damaged_message(
+    host: Host, mailbox: Mx, status: Callable[[], Status], platform: StubClient, domain: str
+) -> None:
+    platform.answer(domain, "allow")
+    host.check_output("doveadm service stop lmtp")
+    assert mailbox.send(f"a@{domain}", MESSAGE).code == 250
+    deferred = "find /var/spool/postfix/deferred -type f"
+    file = eventually(lambda: host.check_output(deferred))
+    host.check_output(f"printf damaged | dd conv=notrunc status=none of={file}")
+    host.check_output("systemctl restart dovecot && postqueue -f")
+    finding = found(status, "queue", "WARN", "1 damaged messages are in ")
+    listed = host.check_output(finding["remedy"])
+    assert file.rpartition("/")[2] in listed
+    host.check_output("rm /var/spool/postfix/corrupt/*")
 
 
 @pytest.mark.usefixtures("well")
