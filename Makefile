@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # The longest first, so that the last ones end at about the same time.
-SCENARIOS := security chaos default outage resilience changes status monitoring neighbours senders fuzz preflight
+SCENARIOS := security status monitoring changes preflight chaos default outage neighbours resilience senders fuzz
 # Of chaos: for how many seconds (each disaster comes at least once), and which mail in which order.
 export MX_CHAOS_SECONDS := $(or $(DURATION),0)
 export MX_CHAOS_SEED := $(or $(SEED),1)
