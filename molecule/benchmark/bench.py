@@ -23,7 +23,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +33,7 @@ sys.path[:0] = [str(PROJECT / "molecule" / "shared")]
 
 import shell  # noqa: E402
 import testhost  # noqa: E402
+from exporters import scrape  # noqa: E402
 from load import MESSAGE, RefusedError, send_all  # noqa: E402 - the line above says where its probes are
 from platform_stub import StubClient  # noqa: E402
 from probes import Mx, eventually, unverified  # noqa: E402
@@ -48,7 +48,6 @@ FILL_SECONDS = 600
 SMALL, MIDDLE, LARGE = 1_000, 100_000, 1_000_000  # messages in the mailbox
 IDLE_MB, BATCH_RATIO, FIRST_RATIO, SECOND_SECONDS = 120, 2.5, 2.0, 20
 WARM_RATIO, DELIVERED_RATIO = 0.95, 0.6
-EXPORTERS = (9100, 9854, 9900)
 HELD = 10_000  # messages in the queue
 SCRAPES_PER_MINUTE = 4
 WATCHED_SHARE, WATCHED_RATIO = 0.02, 0.95
@@ -344,18 +343,16 @@ class Bench:
         """Do what the timer does once a minute, and read the exporters."""
         self.shell("systemctl start oempro-mx-metrics")
         for _ in range(scrapes):
-            for port in EXPORTERS:
-                address = f"http://{self.host.address}:{port}/metrics"
-                with urllib.request.urlopen(address, timeout=60) as reply:
-                    assert reply.read()
+            scrape(self.host.address)
 
     def used_by_collecting(self) -> float:
         """Return the processor time that a minute's collecting takes, in seconds."""
-        began = group_cpu_seconds(self.host)
+        stat = self.host.cgroup / "cpu.stat"
+        began = used_seconds(stat, "usage")
         self.shell("true")  # the connection itself
-        between = group_cpu_seconds(self.host)
+        between = used_seconds(stat, "usage")
         self.collect(SCRAPES_PER_MINUTE)
-        ended = group_cpu_seconds(self.host)
+        ended = used_seconds(stat, "usage")
         return (ended - between) - (between - began)
 
     def watched_delivery(self) -> float:
@@ -482,15 +479,13 @@ def cpu_seconds(host: testhost.Host) -> dict[str, float]:
     for name in ("postfix", "dovecot", "supervisor"):
         (stat,) = host.cgroup.rglob(f"{name}.service/cpu.stat")
         for part in ("user", "system"):
-            found = re.search(rf"{part}_usec (\d+)", stat.read_text())
-            assert found
-            used[f"{name} {part}"] = int(found[1]) / 1e6
+            used[f"{name} {part}"] = used_seconds(stat, part)
     return used
 
 
-def group_cpu_seconds(host: testhost.Host) -> float:
-    """What the whole host has used of the processors so far, in seconds."""
-    found = re.search(r"usage_usec (\d+)", (host.cgroup / "cpu.stat").read_text())
+def used_seconds(stat: Path, part: str) -> float:
+    """Read what a control group has used of the processors so far, in seconds."""
+    found = re.search(rf"{part}_usec (\d+)", stat.read_text())
     assert found
     return int(found[1]) / 1e6
 

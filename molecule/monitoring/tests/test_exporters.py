@@ -11,25 +11,11 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from exporters import PORTS, Metrics, scrape
 from faults import MESSAGE
 from platform_stub import StubClient
 from probes import Mx, eventually
 from testhost import TESTER
-
-PORTS = (9100, 9854, 9900)
-Metrics = dict[str, float]
-
-
-def scrape(address: str) -> Metrics:
-    """Read all exporters as Prometheus does: values by name and labels."""
-    found: Metrics = {}
-    for port in PORTS:
-        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=10) as reply:
-            text = reply.read().decode()
-        found |= {
-            name: float(value) for name, value in re.findall(r"(?m)^(\w+(?:\{.*\})?) (\S+)$", text)
-        }
-    return found
 
 
 @pytest.fixture

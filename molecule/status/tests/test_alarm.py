@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from findings import look as look_at
 from probes import eventually
 from receiver import Receiver
 
@@ -24,9 +25,8 @@ def receiver(variables: dict[str, Any]) -> Iterator[Receiver]:
 
 def seen(host: Host) -> dict[str, str]:
     """Return the status's finding of the alarms."""
-    listed = json.loads(host.run("oempro-mx status --json").stdout)["findings"]
-    (found,) = [each for each in listed if each["name"] == "alarms"]
-    return dict(found)
+    (found,) = look_at(host).of("alarms")
+    return found
 
 
 def set_up(host: Host, url: str, site: Callable[..., Any]) -> None:
@@ -104,7 +104,7 @@ def test_alarms(host: Host, receiver: Receiver, site: Callable[..., Any]) -> Non
 
     (timer,) = [
         each
-        for each in json.loads(host.run("oempro-mx status --json").stdout)["findings"]
+        for each in look_at(host).findings
         if "oempro-mx-alarm.timer is inactive" in each["seen"]
     ]
     host.check_output(timer["remedy"])

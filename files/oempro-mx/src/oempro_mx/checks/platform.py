@@ -21,7 +21,7 @@ URL = "oempro_url"
 
 _TEMPFAIL = 75
 # Of the directory of the known-good domains: who may write there, and what room there is.
-REPAIR = "chown --recursive mx-validator: /var/lib/mx-validator && df -h /var/lib/mx-validator"
+_REPAIR = "chown --recursive mx-validator: /var/lib/mx-validator && df -h /var/lib/mx-validator"
 
 
 def look(settings: Settings) -> Iterator[Finding]:
@@ -74,7 +74,7 @@ def _known_good(status: dict[str, Any]) -> Finding:
     name = "known good"
     if status["store_last_error"] is not None:
         seen = f"{status['store_unwritten']} domains are not on disk: {status['store_last_error']}"
-        return fail(name, f"{seen}. A restart would forget them", REPAIR)
+        return fail(name, f"{seen}. A restart would forget them", _REPAIR)
     oldest, days = status["oldest_seconds"], status["known_good_days"]
     seen = f"{status['known_good']} domains"
     if oldest is not None:
